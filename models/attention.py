@@ -1,0 +1,196 @@
+"""Multi-head attention with every intermediate on a hook point.
+
+Pure functions say what attention is; the module holds the weights and the hook points. Until scores or
+pattern are hooked the softmax runs inside `scaled_dot_product_attention`; then it is explicit. The two agree.
+
+A mask is Bool[Tensor, "batch 1 q_pos k_pos"], True where a query may look, or None for "causality alone".
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from interp.hooks import HookPoint
+from models.config import TransformerConfig
+from models.kv_cache import LayerCache
+from models.positions import RotaryPositions
+
+Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
+Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+
+
+def causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Bool[Tensor, "1 1 q_pos k_pos"]:
+    """Each query sees itself and what came before; the queries are the last `n_queries` of the positions."""
+    mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
+    return rearrange(mask, "q_pos k_pos -> 1 1 q_pos k_pos")
+
+
+def padding_mask(
+    real: Bool[Tensor, "batch k_pos"], n_queries: int, causal: bool
+) -> Bool[Tensor, "batch 1 q_pos k_pos"]:
+    """Hide padding keys. Every position sees itself, so that a padding query is finite (and read by nobody)."""
+    n_keys = real.shape[1]
+    allowed = rearrange(real, "batch k_pos -> batch 1 1 k_pos")
+    if causal:
+        allowed = allowed & causal_mask(n_queries, n_keys, real.device)
+    itself = torch.eye(n_keys, dtype=torch.bool, device=real.device)[n_keys - n_queries :]
+    return allowed | itself
+
+
+def attention_scores(
+    q: Float[Tensor, "batch q_pos head d_head"],
+    k: Float[Tensor, "batch k_pos kv_head d_head"],
+    mask: Mask | None,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """q · k / sqrt(d_head) in float32 at least; masked entries hold the lowest finite number, not -inf.
+
+    With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads).
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = rearrange(q.to(wide), "b q_pos (kv group) d -> b q_pos kv group d", kv=k.shape[2])
+    scores = einsum(grouped, k.to(wide), "b q_pos kv group d, b k_pos kv d -> b kv group q_pos k_pos")
+    scores = rearrange(scores, "b kv group q_pos k_pos -> b (kv group) q_pos k_pos") / math.sqrt(q.shape[-1])
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(wide).min)
+
+
+def mix_values(
+    pattern: Float[Tensor, "batch head q_pos k_pos"], v: Float[Tensor, "batch k_pos kv_head d_head"]
+) -> Float[Tensor, "batch q_pos head d_head"]:
+    """Average the values with the pattern's weights."""
+    grouped = rearrange(pattern, "b (kv group) q_pos k_pos -> b kv group q_pos k_pos", kv=v.shape[2])
+    z = einsum(grouped, v.to(pattern.dtype), "b kv group q_pos k_pos, b k_pos kv d -> b q_pos kv group d")
+    return rearrange(z, "b q_pos kv group d -> b q_pos (kv group) d").to(v.dtype)
+
+
+def fused_attention(
+    q: Float[Tensor, "batch q_pos head d_head"],
+    k: Float[Tensor, "batch k_pos kv_head d_head"],
+    v: Float[Tensor, "batch k_pos kv_head d_head"],
+    mask: Mask | None,
+    causal: bool,
+) -> Float[Tensor, "batch q_pos head d_head"]:
+    """`mix_values(softmax(attention_scores(q, k, mask)), v)` in one kernel."""
+    q, k, v = (rearrange(x, "batch pos head d -> batch head pos d") for x in (q, k, v))
+    z = F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal and mask is None, enable_gqa=k.shape[1] != q.shape[1]
+    )
+    return rearrange(z, "batch head pos d -> batch pos head d")
+
+
+class Attention(nn.Module):
+    """Queries, keys, values, pattern, and each head's output back into the stream.
+
+    Inputs are the normalised stream, one for queries, keys and values each; an input with a head axis gives
+    every head its own. Weights live in Linear layout, and `W_Q` [head d_model d_head] and its kin are views.
+    """
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width, kv_width = cfg.n_heads * cfg.head_size, cfg.n_kv_heads * cfg.head_size
+        self.q = nn.Linear(cfg.d_model, width, bias=cfg.attn_bias)
+        self.k = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
+        self.v = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
+        self.o = nn.Linear(width, cfg.d_model, bias=cfg.attn_bias)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.rotary = RotaryPositions(cfg) if cfg.positional_embedding_type == "rotary" else None
+        if self.rotary is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_result = HookPoint(on_demand=True)
+
+    def forward(
+        self,
+        query_input: Stream,
+        key_input: Stream,
+        value_input: Stream,
+        mask: Mask | None = None,
+        angles: Float[Tensor, "batch pos half"] | None = None,
+        past: LayerCache | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        q = self.hook_q(_project(query_input, self.q, self.cfg.n_heads))
+        k = self.hook_k(_project(key_input, self.k, self.cfg.n_kv_heads))
+        v = self.hook_v(_project(value_input, self.v, self.cfg.n_kv_heads))
+        if self.rotary is not None:
+            q = self.hook_rot_q(self.rotary(q, angles))
+            k = self.hook_rot_k(self.rotary(k, angles))
+        if past is not None:
+            k, v = past.append(k, v)
+        return self.write(self.hook_z(self.attend(q, k, v, mask)))
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch q_pos head d_head"],
+        k: Float[Tensor, "batch k_pos kv_head d_head"],
+        v: Float[Tensor, "batch k_pos kv_head d_head"],
+        mask: Mask | None,
+    ) -> Float[Tensor, "batch q_pos head d_head"]:
+        """z, by the fused kernel or, when scores or pattern are hooked, step by step."""
+        n_queries, n_keys = q.shape[1], k.shape[1]
+        explicit = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        # The fused kernel's own causal mask assumes as many keys as queries; one query at the end sees all keys.
+        if mask is None and self.cfg.causal and n_queries > 1 and (explicit or n_queries != n_keys):
+            mask = causal_mask(n_queries, n_keys, q.device)
+        if not explicit:
+            return fused_attention(q, k, v, mask, causal=self.cfg.causal and n_queries == n_keys)
+        scores = self.hook_attn_scores(attention_scores(q, k, mask))
+        return mix_values(self.hook_pattern(scores.softmax(-1)), v)
+
+    def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """Each head's z through its part of W_O, summed, plus b_O."""
+        if self.hook_result.has_hooks():
+            result = self.hook_result(einsum(z, self.W_O, "b pos head d, head d model -> b pos head model"))
+            if not self.hook_result.is_only_read():
+                return result.sum(2) + self.b_O
+        return self.o(rearrange(z, "batch pos head d -> batch pos (head d)"))
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        return rearrange(self.q.weight, "(head d) model -> head model d", head=self.cfg.n_heads)
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return rearrange(self.k.weight, "(head d) model -> head model d", head=self.cfg.n_kv_heads)
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return rearrange(self.v.weight, "(head d) model -> head model d", head=self.cfg.n_kv_heads)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return rearrange(self.o.weight, "model (head d) -> head d model", head=self.cfg.n_heads)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        return rearrange(_bias(self.q), "(head d) -> head d", head=self.cfg.n_heads)
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        return rearrange(_bias(self.k), "(head d) -> head d", head=self.cfg.n_kv_heads)
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        return rearrange(_bias(self.v), "(head d) -> head d", head=self.cfg.n_kv_heads)
+
+    @property
+    def b_O(self) -> Float[Tensor, "d_model"]:
+        return _bias(self.o)
+
+
+def _project(stream: Stream, linear: nn.Linear, heads: int) -> Float[Tensor, "batch pos head d_head"]:
+    if stream.ndim == 3:
+        return rearrange(linear(stream), "batch pos (head d) -> batch pos head d", head=heads)
+    weight = rearrange(linear.weight, "(head d) model -> head d model", head=heads)
+    own = einsum(stream, weight, "batch pos head model, head d model -> batch pos head d")
+    return own + rearrange(_bias(linear), "(head d) -> head d", head=heads)
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias

@@ -1,0 +1,90 @@
+"""A transformer block: two steps along the residual stream."""
+
+from __future__ import annotations
+
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.hooks import HookPoint
+from models.attention import Attention, Mask, Stream
+from models.config import TransformerConfig
+from models.kv_cache import LayerCache
+from models.mlp import make_mlp
+from models.norm import make_norm
+
+
+class Block(nn.Module):
+    """resid + attention(norm(resid)), then resid + mlp(norm(resid)); in parallel blocks both read the same stream.
+
+    `hook_attn_in`, `hook_q_input`, `hook_k_input`, `hook_v_input` give each head a stream of its own, before
+    the norm, when something is attached. An edited stream is normalised by its own statistics, past the hook
+    points of ln1, which fire once, on the shared stream. `hook_attn_in` exists where every head has its own
+    keys and values.
+    """
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.ln1, self.attn = make_norm(cfg), Attention(cfg)
+        self.hook_resid_pre = HookPoint()
+        if cfg.n_kv_heads == cfg.n_heads:
+            self.hook_attn_in = HookPoint(on_demand=True)
+        self.hook_q_input = HookPoint(on_demand=True)
+        self.hook_k_input = HookPoint(on_demand=True)
+        self.hook_v_input = HookPoint(on_demand=True)
+        self.hook_attn_out = HookPoint()
+        if not cfg.attn_only:
+            self.ln2, self.mlp = make_norm(cfg), make_mlp(cfg)
+            if not cfg.parallel_attn_mlp:
+                self.hook_resid_mid = HookPoint()
+            self.hook_mlp_in = HookPoint(on_demand=True)
+            self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        mask: Mask | None = None,
+        angles: Float[Tensor, "batch pos half"] | None = None,
+        past: LayerCache | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = self.hook_resid_pre(resid)
+        attn_out = self.hook_attn_out(self.attn(*self.attention_inputs(resid_pre), mask, angles, past))
+        resid_mid = resid_pre + attn_out
+        if self.cfg.attn_only:
+            return self.hook_resid_post(resid_mid)
+        if self.cfg.parallel_attn_mlp:
+            return self.hook_resid_post(resid_mid + self.mlp_output(resid_pre))
+        resid_mid = self.hook_resid_mid(resid_mid)
+        return self.hook_resid_post(resid_mid + self.mlp_output(resid_mid))
+
+    def mlp_output(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid))))
+
+    def attention_inputs(
+        self, resid_pre: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Stream, Stream, Stream]:
+        """What queries, keys and values are computed from: one normalised stream unless a hook splits it."""
+        normalized = self.ln1(resid_pre)
+        shared = resid_pre
+        if self.cfg.n_kv_heads == self.cfg.n_heads:
+            shared = _fork(self.hook_attn_in, resid_pre, self.cfg.n_heads)
+        streams = (
+            _fork(self.hook_q_input, shared, self.cfg.n_heads),
+            _fork(self.hook_k_input, shared, self.cfg.n_kv_heads),
+            _fork(self.hook_v_input, shared, self.cfg.n_kv_heads),
+        )
+        query, key, value = (normalized if s is resid_pre else self.ln1.unhooked(s) for s in streams)
+        return query, key, value
+
+
+def _fork(point: HookPoint, stream: Stream, heads: int) -> Stream:
+    """The stream once per head if the hooks on `point` may change it, else the stream itself."""
+    if not point.has_hooks():
+        return stream
+    per_head = (
+        stream if stream.ndim == 4 else repeat(stream, "batch pos model -> batch pos head model", head=heads)
+    )
+    seen = point(per_head)
+    return stream if point.is_only_read() else seen

@@ -1,0 +1,174 @@
+"""`TransformerConfig`: everything that fixes a transformer's shape and arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from interp.errors import LabError, choose
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "tanh", "identity")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A frozen, validated description of a transformer; sizes left as None are derived.
+
+    n_layers, n_heads, d_model, d_vocab, n_ctx: blocks, query heads, residual width, vocabulary, longest input.
+    d_head: width of a head, by default d_model / n_heads. d_mlp: by default 4 d_model.
+    n_key_value_heads: key/value heads shared by groups of query heads (arXiv:2305.13245); None: one each.
+    act_fn: of the MLP. gated_mlp: act(gate(x)) * in(x), as in Llama. attn_only: no MLPs.
+    parallel_attn_mlp: attention and MLP read the same stream (GPT-J). normalization_type: "LN", "RMS" or None.
+    positional_embedding_type: "learned", "sinusoidal", "rotary" (first rotary_dim of each head) or "none".
+    attention_dir: "causal" or "bidirectional". d_vocab_out: number of outputs, by default d_vocab.
+    tie_embeddings: unembed with the embedding matrix. default_prepend_bos: put BOS before text.
+    init_range: standard deviation of fresh weights. seed: of fresh weights.
+    dtype, device: of the weights; `model.cfg` always tells the current ones. The device is not saved.
+
+    Raises:
+        LabError: sizes that contradict each other, naming both.
+    """
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_vocab: int
+    n_ctx: int
+    d_head: int | None = None
+    d_mlp: int | None = None
+    n_key_value_heads: int | None = None
+    act_fn: str = "gelu_new"
+    gated_mlp: bool = False
+    attn_only: bool = False
+    parallel_attn_mlp: bool = False
+    normalization_type: Literal["LN", "RMS"] | None = "LN"
+    eps: float = 1e-5
+    positional_embedding_type: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    rotary_base: float = 10000.0
+    rotary_dim: int | None = None
+    attention_dir: Literal["causal", "bidirectional"] = "causal"
+    attn_bias: bool = True
+    mlp_bias: bool = True
+    unembed_bias: bool = False
+    tie_embeddings: bool = False
+    d_vocab_out: int | None = None
+    default_prepend_bos: bool = True
+    init_range: float = 0.02
+    seed: int | None = None
+    model_name: str = "gpt"
+    dtype: torch.dtype = torch.float32
+    device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise LabError(f"{name}={getattr(self, name)!r}; expected a positive integer.")
+        self._derive()
+        choose("activation function", self.act_fn, ACTIVATIONS)
+        choose("positional_embedding_type", self.positional_embedding_type, _POSITIONS)
+        choose("attention_dir", self.attention_dir, ("causal", "bidirectional"))
+        if self.normalization_type not in ("LN", "RMS", None):
+            raise LabError(f"normalization_type={self.normalization_type!r}; expected 'LN', 'RMS' or None.")
+        self._check_sizes()
+
+    def _derive(self) -> None:
+        derive = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 the one write to a frozen config
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise LabError(
+                    f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; "
+                    "choose sizes that divide or give d_head."
+                )
+            derive("d_head", self.d_model // self.n_heads)
+        if self.d_mlp is None:
+            derive("d_mlp", 4 * self.d_model)
+        if self.d_vocab_out is None:
+            derive("d_vocab_out", self.d_vocab)
+        if self.positional_embedding_type == "rotary" and self.rotary_dim is None:
+            derive("rotary_dim", self.d_head)
+
+    def _check_sizes(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise LabError(
+                f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.n_key_value_heads}; "
+                "every key/value head serves the same number of query heads."
+            )
+        if self.tie_embeddings and self.d_vocab_out != self.d_vocab:
+            raise LabError(
+                f"tie_embeddings needs d_vocab_out == d_vocab, given {self.d_vocab_out} and {self.d_vocab}."
+            )
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.head_size):
+            raise LabError(
+                f"rotary_dim={self.rotary_dim}; expected an even number up to d_head={self.d_head}."
+            )
+
+    # The derived sizes as plain integers, for code that computes with them.
+
+    @property
+    def head_size(self) -> int:
+        assert self.d_head is not None
+        return self.d_head
+
+    @property
+    def mlp_size(self) -> int:
+        assert self.d_mlp is not None
+        return self.d_mlp
+
+    @property
+    def n_outputs(self) -> int:
+        assert self.d_vocab_out is not None
+        return self.d_vocab_out
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.n_key_value_heads or self.n_heads
+
+    @property
+    def causal(self) -> bool:
+        return self.attention_dir == "causal"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain values, ready for JSON; without the device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
+        return values | {"dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
+        """The config of a dictionary.
+
+        Raises:
+            LabError: an unknown key (near misses named), a missing one, or contradictory sizes.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            choose("config entry", key, known)
+        missing = [
+            name for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx") if name not in values
+        ]
+        if missing:
+            raise LabError(f"the config lacks {', '.join(missing)}; expected at least these sizes.")
+        if isinstance(values.get("dtype"), str):
+            values = values | {"dtype": dtype_named(values["dtype"])}
+        return cls(**values)
+
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype called `name`.
+
+    Raises:
+        LabError: not one that a model runs in.
+    """
+    return DTYPES[choose("dtype", name, DTYPES)]
+
+
+_POSITIONS = ("learned", "sinusoidal", "rotary", "none")

@@ -1,0 +1,218 @@
+"""The decoder-only transformer that everything else is built around."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interp.errors import LabError
+from interp.hooks import HookedModule, HookPoint
+from models.attention import padding_mask
+from models.block import Block
+from models.config import TransformerConfig
+from models.embedding import Embed, Unembed
+from models.kv_cache import KeyValueCache
+from models.loss import next_token_loss
+from models.norm import make_norm
+from models.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, position_ids
+from models.text import Input, TextMethods
+from models.tokenizers import Tokenizer
+from models.weights import StackedWeights
+
+
+class GPT(StackedWeights, TextMethods, HookedModule):
+    """tokens -> embedding (+ positions) -> blocks -> norm -> logits, with a hook point on every step.
+
+    cfg: the shape. tokenizer: for text input; without one the model takes ids. device, dtype: of the weights.
+    Fresh weights are drawn as GPT-2's (Radford et al. 2019, §2.3), from `cfg.seed` when it is set.
+    There is no dropout, so training and evaluation mode compute the same; a new model is in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        tokenizer: Tokenizer | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._cfg = cfg
+        self.tokenizer = tokenizer
+        self.embed, self.hook_embed = Embed(cfg), HookPoint()
+        if cfg.positional_embedding_type in ("learned", "sinusoidal"):
+            learned = cfg.positional_embedding_type == "learned"
+            self.pos_embed = LearnedPositions(cfg) if learned else SinusoidalPositions(cfg)
+            self.hook_pos_embed = HookPoint()
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.ln_final = make_norm(cfg)
+        self.unembed = Unembed(cfg, self.embed.W_E if cfg.tie_embeddings else None)
+        self.setup()
+        initialise(self)
+        self.to(device=device or cfg.device, dtype=dtype or cfg.dtype)
+        self.eval()
+
+    def forward(
+        self,
+        input: Input | Float[Tensor, "batch pos d_model"],
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: str = "right",
+        start_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> Any:
+        """Logits Float[Tensor, "batch pos d_vocab"], the next-token loss, both, or None.
+
+        input: text, token ids, or with `start_at_layer` the residual stream at the input of that block.
+        attention_mask: True (or 1) for real tokens, False for padding, on either side; positions count real
+        tokens only, so padding changes nothing. Texts of different lengths are padded and masked by themselves.
+        stop_at_layer: return the residual stream at the input of that block instead (negative counts from
+        the end). past_kv_cache: the positions that came before; `input` then holds only the new ones.
+        tokens: the ids, for the loss, when `input` is a residual stream.
+
+        Raises:
+            LabError: ids out of range, more positions than n_ctx, or a mask of another shape.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()
+        if isinstance(input, str | list):
+            tokens, mask = self._text_input(input, prepend_bos, padding_side, mask)
+        elif start_at_layer is None:
+            tokens = input[None] if input.ndim == 1 else input
+        shape = input.shape[:2] if tokens is None else tokens.shape
+        real, positions = self._mask_and_positions(shape, mask, past_kv_cache)
+        attends = None if real is None else padding_mask(real, shape[1], self._cfg.causal)
+        angles = self._angles(positions)
+
+        resid = self.embedding(tokens, positions) if start_at_layer is None else input
+        first, stop = self._layers(start_at_layer, stop_at_layer)
+        for layer in range(first, stop):
+            past = None if past_kv_cache is None else past_kv_cache.layers[layer]
+            resid = self.blocks[layer](resid, attends, angles, past)
+        if stop_at_layer is not None:
+            return resid
+        return self._returned(self.unembed(self.ln_final(resid)), tokens, mask, return_type, loss_per_token)
+
+    def embedding(
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Token vectors plus, where positions are embedded, position vectors."""
+        try:
+            embed = self.hook_embed(self.embed(tokens))
+        except IndexError:
+            raise LabError(
+                f"token ids run from {tokens.min()} to {tokens.max()}; "
+                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
+            ) from None
+        if not hasattr(self, "pos_embed"):
+            return embed
+        pos_embed = self.pos_embed(positions).expand(embed.shape).to(embed.dtype)
+        return embed + self.hook_pos_embed(pos_embed)
+
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        per_token: bool = False,
+    ) -> Float[Tensor, "*batch_pos"]:
+        """The next-token loss in nats; see `models.loss`."""
+        return next_token_loss(logits, tokens, attention_mask, per_token)
+
+    @property
+    def cfg(self) -> TransformerConfig:
+        """The config, with the current device and dtype."""
+        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
+            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
+        return self._cfg
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.W_E.dtype
+
+    def _text_input(
+        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
+        return tokens, mask if mask is not None else None if bool(real.all()) else real
+
+    def _mask_and_positions(
+        self, shape: tuple[int, ...], mask: Tensor | None, past: KeyValueCache | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Which of all positions are real (None: all of them), and the positions of the new tokens."""
+        batch, new = shape
+        if mask is not None and tuple(mask.shape) != (batch, new):
+            raise LabError(
+                f"attention_mask has shape {tuple(mask.shape)}, expected the input's {(batch, new)}."
+            )
+        before = 0 if past is None else len(past)
+        if before + new > self._cfg.n_ctx:
+            raise LabError(
+                f"{before + new} positions do not fit the context window of {self._cfg.n_ctx} (n_ctx); "
+                "shorten the prompt, or split it."
+            )
+        if past is not None:
+            given = torch.ones(batch, new, dtype=torch.bool, device=self.device) if mask is None else mask
+            unpadded = mask is None and past.unpadded
+            real = past.append_mask(given, unpadded)
+            if not unpadded:
+                return real, position_ids(real)[:, before:]
+        elif mask is not None:
+            return mask, position_ids(mask)
+        return None, torch.arange(before, before + new, device=self.device)[None]
+
+    def _angles(self, positions: Tensor) -> Tensor | None:
+        rotary = self.blocks[0].attn.rotary
+        return rotary.angles(positions) if isinstance(rotary, RotaryPositions) else None
+
+    def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        n_layers = self._cfg.n_layers
+        first, last = start or 0, n_layers if stop is None else stop
+        first, last = (n + n_layers if n < 0 else n for n in (first, last))
+        if not 0 <= first <= n_layers or not 0 <= last <= n_layers:
+            raise LabError(f"layers {start} to {stop} are out of range; this model has {n_layers} layers.")
+        return first, last
+
+    def _returned(
+        self,
+        logits: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        return_type: str | None,
+        per_token: bool,
+    ) -> Any:
+        if return_type == "logits":
+            return logits
+        if return_type is None:
+            return None
+        if return_type not in ("loss", "both"):
+            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
+        if tokens is None:
+            raise LabError("a loss needs token ids; give tokens= beside the residual stream.")
+        loss = next_token_loss(logits, tokens, mask, per_token)
+        return loss if return_type == "loss" else (logits, loss)
+
+
+@torch.no_grad()
+def initialise(model: GPT) -> None:
+    """Fresh weights: normal(0, init_range), narrower by sqrt(2 n_layers) where they write to the stream."""
+    cfg = model._cfg
+    generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
+    for name, parameter in model.named_parameters():
+        writes = name.endswith((".attn.o.weight", ".mlp.out.weight"))
+        std = cfg.init_range / math.sqrt(2 * cfg.n_layers) if writes else cfg.init_range
+        if parameter.ndim >= 2 and not parameter.is_meta:
+            parameter.normal_(0.0, std, generator=generator)
+        elif name.endswith(".bias"):
+            parameter.zero_()

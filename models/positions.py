@@ -1,0 +1,77 @@
+"""Where a token stands: learned and sinusoidal embeddings, and rotary rotations of queries and keys."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models.config import TransformerConfig
+
+
+def position_ids(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Positions counted over real tokens, so that padding on either side moves nothing; padding gets 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position: `W_pos` [n_ctx d_model]."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+
+    def forward(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_pos[positions]
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, §3.5); nothing is trained."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.n_ctx, self.d_model = cfg.n_ctx, cfg.d_model
+
+    def forward(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return sinusoids(positions, self.d_model)
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        return sinusoids(torch.arange(self.n_ctx), self.d_model)
+
+
+def sinusoids(positions: Int[Tensor, "*axes"], d_model: int) -> Float[Tensor, "*axes d_model"]:
+    """sin and cos of position / 10000^(2i / d_model), interleaved: wavelengths from 2π to 10000 · 2π."""
+    pairs = torch.arange(0, d_model, 2, device=positions.device)
+    angles = positions[..., None] / 10000.0 ** (pairs / d_model)
+    return rearrange([angles.sin(), angles.cos()], "two ... pair -> ... (pair two)")[..., :d_model]
+
+
+class RotaryPositions(nn.Module):
+    """Rotates pairs of coordinates of queries and keys by position (Su et al. 2021, arXiv:2104.09864).
+
+    Coordinate i is paired with i + rotary_dim / 2 (the half-split convention of Llama and GPT-NeoX
+    checkpoints). Angles are computed in float32. Beyond `rotary_dim` the head is left alone.
+    """
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        assert cfg.rotary_dim is not None
+        self.dim = cfg.rotary_dim
+        self.base = cfg.rotary_base
+
+    def angles(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos half"]:
+        """The angle of every pair at every position, in radians."""
+        halves = torch.arange(0, self.dim, 2, dtype=torch.float32, device=positions.device)
+        return positions[..., None] * (1.0 / self.base ** (halves / self.dim))
+
+    def forward(
+        self, x: Float[Tensor, "batch pos head d_head"], angles: Float[Tensor, "batch pos half"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        cos = repeat(angles.cos().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)
+        sin = repeat(angles.sin().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)
+        rotated, rest = x[..., : self.dim], x[..., self.dim :]
+        first, second = rotated.chunk(2, -1)
+        turned = rotated * cos + torch.cat([-second, first], -1) * sin
+        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
