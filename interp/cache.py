@@ -30,9 +30,7 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
     axis was removed.
     """
 
-    def __init__(
-        self, tensors: dict[str, Tensor], model: HookedModel | Any, has_batch_dim: bool = True
-    ) -> None:
+    def __init__(self, tensors: dict[str, Tensor], model: HookedModel | Any, has_batch_dim: bool = True) -> None:
         self.cache_dict = tensors
         self.model = model
         self.has_batch_dim = has_batch_dim
@@ -64,9 +62,7 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         except KeyError:
             error = UnknownHookError.near(name, self.cache_dict)
             raise UnknownHookError(
-                str(error)
-                .replace("this model has", "this cache holds")
-                .replace("model.hook_dict", "cache.keys()")
+                str(error).replace("this model has", "this cache holds").replace("model.hook_dict", "cache.keys()")
             ) from None
 
     def __contains__(self, key: object) -> bool:
@@ -107,9 +103,7 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         still_batched = self.has_batch_dim and not isinstance(batch_slice, int)
         return ActivationCache(tensors, self.model, still_batched)
 
-    def stack_activation(
-        self, activation_name: str, layer: int = -1, sublayer_type: str | None = None
-    ) -> Tensor:
+    def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> Tensor:
         """One kind of activation of all layers below `layer` (-1: all), stacked on a new first axis."""
         n_layers = self.model.cfg.n_layers if layer in (-1, None) else layer
         key = (activation_name,) if sublayer_type is None else (activation_name, sublayer_type)

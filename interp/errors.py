@@ -24,8 +24,7 @@ class UnknownHookError(LabError, KeyError):
         names = list(names)
         listing = f"interp hooks --model {model_name}" if model_name else "model.hook_dict"
         return cls(
-            f"no hook named {name!r} (this model has {len(names)}).{did_you_mean(name, names)}  "
-            f"list them: {listing}"
+            f"no hook named {name!r} (this model has {len(names)}).{did_you_mean(name, names)}  list them: {listing}"
         )
 
 
@@ -44,6 +43,4 @@ def choose(kind: str, name: str, candidates: Iterable[str]) -> str:
     candidates = list(candidates)
     if name in candidates:
         return name
-    raise LabError(
-        f"unknown {kind} {name!r}.{did_you_mean(str(name), candidates)}  known: {', '.join(candidates)}."
-    )
+    raise LabError(f"unknown {kind} {name!r}.{did_you_mean(str(name), candidates)}  known: {', '.join(candidates)}.")

@@ -141,12 +141,7 @@ class HookPoint(nn.Module):
         level: int | None = None,
     ) -> None:
         """Remove the hooks of a direction; permanent ones stay unless asked, other levels stay if one is given."""
-        handles = [
-            h
-            for d, hs in (("fwd", self.fwd_hooks), ("bwd", self.bwd_hooks))
-            if dir in (d, "both")
-            for h in hs
-        ]
+        handles = [h for d, hs in (("fwd", self.fwd_hooks), ("bwd", self.bwd_hooks)) if dir in (d, "both") for h in hs]
         for handle in handles:
             if handle.is_permanent and not including_permanent:
                 continue

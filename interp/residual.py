@@ -112,9 +112,7 @@ class ResidualArithmetic:
         """What each neuron of one MLP wrote: its activation times its row of W_out."""
         neurons = slice(None) if neuron_slice is None else neuron_slice
         post = _take(self["mlp_post", layer], pos_slice)[..., neurons]
-        return einsum(
-            post, self.model.blocks[layer].mlp.W_out[neurons], "... mlp, mlp model -> ... mlp model"
-        )
+        return einsum(post, self.model.blocks[layer].mlp.W_out[neurons], "... mlp, mlp model -> ... mlp model")
 
     def stack_neuron_results(
         self,
@@ -185,9 +183,7 @@ class ResidualArithmetic:
         if self.model.cfg.normalization_type.startswith("LN"):
             residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
         scale = (
-            self["ln_final.hook_scale"]
-            if stop == self.model.cfg.n_layers
-            else self[self._scale_name(stop, mlp_input)]
+            self["ln_final.hook_scale"] if stop == self.model.cfg.n_layers else self[self._scale_name(stop, mlp_input)]
         )
         if batch_slice is not None and self.has_batch_dim:
             scale = scale[batch_slice]
@@ -253,9 +249,7 @@ class ResidualArithmetic:
                 results = self["result", layer]
             else:
                 W_O = self.model.blocks[layer].attn.W_O
-                results = einsum(
-                    self["z", layer], W_O, "... head d_head, head d_head model -> ... head model"
-                )
+                results = einsum(self["z", layer], W_O, "... head d_head, head d_head model -> ... head model")
             for head, result in enumerate(results.unbind(-2)):
                 yield f"L{layer}H{head}", result
 
@@ -267,9 +261,7 @@ class ResidualArithmetic:
             for neuron, result in zip(kept, results.unbind(-2), strict=True):
                 yield f"L{layer}N{neuron}", result
 
-    def _remainder(
-        self, parts: list[tuple[str, Tensor]], layer: int | None, pos_slice: PosSlice = None
-    ) -> Tensor:
+    def _remainder(self, parts: list[tuple[str, Tensor]], layer: int | None, pos_slice: PosSlice = None) -> Tensor:
         stop = self._layer(layer)
         whole = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
         return _take(whole, pos_slice) - sum(tensor for _, tensor in parts)
@@ -331,7 +323,5 @@ class ResidualArithmetic:
 def _take(tensor: Tensor, positions: PosSlice) -> Tensor:
     if positions is None:
         return tensor
-    wanted = (
-        positions if isinstance(positions, int | slice) else torch.as_tensor(positions, device=tensor.device)
-    )
+    wanted = positions if isinstance(positions, int | slice) else torch.as_tensor(positions, device=tensor.device)
     return tensor[..., wanted, :]

@@ -62,9 +62,7 @@ class Block(nn.Module):
     def mlp_output(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         return self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid))))
 
-    def attention_inputs(
-        self, resid_pre: Float[Tensor, "batch pos d_model"]
-    ) -> tuple[Stream, Stream, Stream]:
+    def attention_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Stream, Stream, Stream]:
         """What queries, keys and values are computed from: one normalised stream unless a hook splits it."""
         normalized = self.ln1(resid_pre)
         shared = resid_pre
@@ -83,8 +81,6 @@ def _fork(point: HookPoint, stream: Stream, heads: int) -> Stream:
     """The stream once per head if the hooks on `point` may change it, else the stream itself."""
     if not point.has_hooks():
         return stream
-    per_head = (
-        stream if stream.ndim == 4 else repeat(stream, "batch pos model -> batch pos head model", head=heads)
-    )
+    per_head = stream if stream.ndim == 4 else repeat(stream, "batch pos model -> batch pos head model", head=heads)
     seen = point(per_head)
     return stream if point.is_only_read() else seen

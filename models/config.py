@@ -96,13 +96,9 @@ class TransformerConfig:
                 "every key/value head serves the same number of query heads."
             )
         if self.tie_embeddings and self.d_vocab_out != self.d_vocab:
-            raise LabError(
-                f"tie_embeddings needs d_vocab_out == d_vocab, given {self.d_vocab_out} and {self.d_vocab}."
-            )
+            raise LabError(f"tie_embeddings needs d_vocab_out == d_vocab, given {self.d_vocab_out} and {self.d_vocab}.")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.head_size):
-            raise LabError(
-                f"rotary_dim={self.rotary_dim}; expected an even number up to d_head={self.d_head}."
-            )
+            raise LabError(f"rotary_dim={self.rotary_dim}; expected an even number up to d_head={self.d_head}.")
 
     # The derived sizes as plain integers, for code that computes with them.
 
@@ -144,9 +140,7 @@ class TransformerConfig:
         known = [field.name for field in fields(cls)]
         for key in values:
             choose("config entry", key, known)
-        missing = [
-            name for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx") if name not in values
-        ]
+        missing = [name for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx") if name not in values]
         if missing:
             raise LabError(f"the config lacks {', '.join(missing)}; expected at least these sizes.")
         if isinstance(values.get("dtype"), str):

@@ -153,9 +153,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         """Which of all positions are real (None: all of them), and the positions of the new tokens."""
         batch, new = shape
         if mask is not None and tuple(mask.shape) != (batch, new):
-            raise LabError(
-                f"attention_mask has shape {tuple(mask.shape)}, expected the input's {(batch, new)}."
-            )
+            raise LabError(f"attention_mask has shape {tuple(mask.shape)}, expected the input's {(batch, new)}.")
         before = 0 if past is None else len(past)
         if before + new > self._cfg.n_ctx:
             raise LabError(

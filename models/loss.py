@@ -20,9 +20,7 @@ def next_token_loss(
     (0 where the mask hides them) instead of their mean.
     """
     wide = logits[:, :-1].float() if logits.itemsize < 4 else logits[:, :-1]
-    losses = F.cross_entropy(
-        rearrange(wide, "batch pos vocab -> batch vocab pos"), tokens[:, 1:], reduction="none"
-    )
+    losses = F.cross_entropy(rearrange(wide, "batch pos vocab -> batch vocab pos"), tokens[:, 1:], reduction="none")
     if mask is None:
         return losses if per_token else losses.mean()
     counted = (mask[:, 1:] & mask[:, :-1]).to(losses.dtype)

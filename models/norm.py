@@ -37,9 +37,7 @@ class LayerNorm(nn.Module):
     def unhooked(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """The same function in one kernel, past the hook points."""
         wide = _at_least_float32(x)
-        return F.layer_norm(wide, self.w.shape, self.w.to(wide.dtype), self.b.to(wide.dtype), self.eps).to(
-            x.dtype
-        )
+        return F.layer_norm(wide, self.w.shape, self.w.to(wide.dtype), self.b.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -124,9 +124,7 @@ class TextMethods:
         if wanted and bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
         if not ids:
-            raise LabError(
-                "an empty text gives no tokens; expected at least one token, try a prompt with words."
-            )
+            raise LabError("an empty text gives no tokens; expected at least one token, try a prompt with words.")
         return ids
 
     def _padding_id(self) -> int:

@@ -85,9 +85,7 @@ class StackedWeights:
     ) -> Float[Tensor, "d_model"]:
         """The sum of the output biases written before block `layer` (with mlp_input: before its MLP)."""
         attention = [block.attn.b_O for block in self.blocks[: layer + mlp_input]]
-        mlps = [
-            block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases and hasattr(block, "mlp")
-        ]
+        mlps = [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases and hasattr(block, "mlp")]
         return sum([*attention, *mlps], torch.zeros_like(self.W_U[:, 0]))
 
     def _stacked(self, part: str, name: str) -> Tensor:
