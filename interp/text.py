@@ -1,0 +1,91 @@
+"""Tokens as people can read them, and as markup can hold them.
+
+A token may be any string: spaces only, a control character, `</script>`. `visible` makes it readable,
+`escape` makes it inert, `short` keeps a label from swallowing the picture.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+SPACE = "·"
+ELLIPSIS = "…"
+
+
+def visible(token: object) -> str:
+    """`token` with a leading or trailing space as `·` and everything unprintable as its Python escape.
+
+    >>> visible(" the"), visible("\\n"), visible("")
+    ('·the', '\\\\n', "''")
+    """
+    text = str(token)
+    if not text:
+        return "''"
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    inner = printable.strip(" ")
+    if not inner:
+        return SPACE * len(printable)
+    start = printable.index(inner)
+    return SPACE * start + inner + SPACE * (len(printable) - start - len(inner))
+
+
+def short(text: str, limit: int = 14) -> str:
+    """`text` in at most `limit` characters, the cut marked by `…`."""
+    return text if len(text) <= limit else text[: limit - 1] + ELLIPSIS
+
+
+def escape(text: object) -> str:
+    """`text` for the body or an attribute of an HTML document, and for plotly's markup."""
+    return html.escape(str(text), quote=True)
+
+
+def label(token: object, limit: int = 14) -> str:
+    """`token` visible, short and escaped: what goes on an axis or in a cell."""
+    return escape(short(visible(token), limit))
+
+
+def labels(tokens: Iterable[object], limit: int = 14) -> list[str]:
+    """`label` of each token."""
+    return [label(token, limit) for token in tokens]
+
+
+def number(value: float, signed: bool = True) -> str:
+    """Four significant digits; `n/a` for what is not a number.
+
+    >>> number(0.12345), number(3.0), number(float("nan"))
+    ('+0.1234', '+3', 'n/a')
+    """
+    if value != value:
+        return "n/a"
+    return f"{value:+.4g}" if signed else f"{value:.4g}"
+
+
+def json_for_script(value: Any) -> str:
+    """JSON that can stand inside a `<script>` element: no character that could end it remains."""
+    return inert_json(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def inert_json(text: str) -> str:
+    """JSON text with `<`, `>`, `&` and the line separators of JavaScript as `\\u` escapes."""
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def coordinate(axis: str, value: object) -> str:
+    """One coordinate in words: `layer 3`, or `pos 4 '·Mary'` when the label is a `(index, token)` pair."""
+    if isinstance(value, tuple):
+        index, token = value
+        return f"{axis} {index} {visible(token)!r}"
+    return f"{axis} {value}"
+
+
+def place(at: Sequence[tuple[str, object]]) -> str:
+    """Several coordinates in words; the habitual `L9H6` for a layer and a head."""
+    named = dict(at)
+    if list(named) == ["layer", "head"] and not any(isinstance(v, tuple) for v in named.values()):
+        return f"L{named['layer']}H{named['head']}"
+    return ", ".join(coordinate(axis, value) for axis, value in at)
