@@ -21,10 +21,11 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import LabError
+from interp.errors import LabError, choose
 
 PosSlice = int | slice | Sequence[int] | None
 Labelled = Iterator[tuple[str, Tensor]]
+MODES = {"all": ("attn_out", "mlp_out"), "attn": ("attn_out",), "mlp": ("mlp_out",)}
 
 
 class ResidualArithmetic:
@@ -57,7 +58,7 @@ class ResidualArithmetic:
         logit lens does.
         Labels: "0_pre", "0_mid", ..., "final_post".
         """
-        stop = self._layer(layer)
+        stop = self._layer(layer, mlp_input)
         parts = list(self._streams(stop, incl_mid, mlp_input))
         labels = [label for label, _ in parts]
         stack = torch.stack([_take(tensor, pos_slice) for _, tensor in parts])
@@ -80,12 +81,9 @@ class ResidualArithmetic:
 
         mode: "all", "attn" or "mlp". Sums to the residual stream when everything is included.
         """
-        parts = [
-            *(self._embeddings() if incl_embeds else ()),
-            *self._layer_outputs(self._layer(layer), mlp_input),
-        ]
-        wanted = {"all": ("attn_out", "mlp_out"), "attn": ("attn_out",), "mlp": ("mlp_out",)}[mode]
-        parts = [part for part in parts if part[0].endswith((*wanted, "embed"))]
+        kinds = MODES[choose("mode", mode, MODES)]
+        embeds = self._embeddings() if incl_embeds else ()
+        parts = [*embeds, *self._layer_outputs(self._layer(layer), mlp_input, kinds)]
         return self._stack(parts, layer, mlp_input, apply_ln, pos_slice, return_labels)
 
     def stack_head_results(
@@ -145,16 +143,16 @@ class ResidualArithmetic:
 
         Float[Tensor, "component batch pos d_model"]; the last label is "bias".
         """
-        stop = self._layer(layer)
+        stop = self._layer(layer, mlp_input)
         parts = [(label, _take(tensor, pos_slice)) for label, tensor in self._heads(stop, mlp_input)]
         if expand_neurons:
             parts += self._neurons(stop, None, pos_slice)
         else:
-            outputs = [part for part in self._layer_outputs(stop, mlp_input) if part[0].endswith("mlp_out")]
+            outputs = self._layer_outputs(stop, mlp_input, MODES["mlp"])
             parts += [(label, _take(tensor, pos_slice)) for label, tensor in outputs]
         parts += [(label, _take(tensor, pos_slice)) for label, tensor in self._embeddings()]
         like = parts[-1][1]
-        bias = self.model.accumulated_bias(stop, mlp_input, include_mlp_biases=expand_neurons)
+        bias = self.model.accumulated_bias(stop, self._adds_attention(mlp_input), include_mlp_biases=expand_neurons)
         parts.append(("bias", bias.expand_as(like)))
         return self._stack(parts, layer, mlp_input, apply_ln, None, return_labels, scale_pos=pos_slice)
 
@@ -171,15 +169,18 @@ class ResidualArithmetic:
         """The norm before `layer` (None: the final norm) as the linear map that it was for the whole stream.
 
         Centres (layer norm only), divides by the cached scale and multiplies by the gain. The norm's bias is
-        not added: it belongs to no component (see `unembed_bias_attrs`). `pos_slice` and `batch_slice` say
-        which positions and prompts the stack holds. recompute_ln: each component's own statistics instead.
+        not added: it belongs to no component (see `unembed_bias_attrs`). pos_slice: the positions that the stack
+        holds. batch_slice: the prompts to take, of the stack too if it has a batch axis (`has_batch_dim`).
+        recompute_ln: the whole norm, bias included, with each component's own statistics instead.
         """
-        stop = self._layer(layer)
+        stop = self._layer(layer, mlp_input)
+        if batch_slice is not None and has_batch_dim:
+            residual_stack = residual_stack[:, batch_slice]
         norm = self._norm(None if stop == self.model.cfg.n_layers else stop, mlp_input)
         if self.model.cfg.normalization_type is None:
             return residual_stack
         if recompute_ln:
-            return norm(residual_stack)
+            return getattr(norm, "unhooked", norm)(residual_stack)  # past hooks, which expect the model's own stream
         if self.model.cfg.normalization_type.startswith("LN"):
             residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
         scale = (
@@ -209,6 +210,7 @@ class ResidualArithmetic:
             residual_stack, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim
         )
         directions = self._directions(tokens, incorrect_tokens)
+        directions = directions.to(scaled.dtype)  # a norm runs in float32 at least
         if directions.ndim == 2 and scaled.ndim == 4:  # one answer per prompt, every position
             directions = rearrange(directions, "batch model -> batch 1 model")
         return einsum(scaled, directions, "component ... model, ... model -> component ...")
@@ -228,23 +230,23 @@ class ResidualArithmetic:
             yield "pos_embed", self["hook_pos_embed"]
 
     def _layer_outputs(self, stop: int, mlp_input: bool) -> Labelled:
-        for layer in range(stop + mlp_input):
+        for layer in range(stop + self._adds_attention(mlp_input)):
             yield f"{layer}_attn_out", self["attn_out", layer]
             if layer < stop and not self.model.cfg.attn_only:
                 yield f"{layer}_mlp_out", self["mlp_out", layer]
 
     def _streams(self, stop: int, incl_mid: bool, mlp_input: bool) -> Labelled:
         n_layers = self.model.cfg.n_layers
+        has_mid = not self.model.cfg.attn_only and not self._is_parallel()
         for layer in range(min(stop + 1, n_layers)):
             yield f"{layer}_pre", self["resid_pre", layer]
-            has_mid = f"blocks.{layer}.hook_resid_mid" in self
             if has_mid and (incl_mid and layer < stop or mlp_input and layer == stop):
                 yield f"{layer}_mid", self["resid_mid", layer]
         if stop == n_layers:
             yield "final_post", self["resid_post", n_layers - 1]
 
     def _heads(self, stop: int, mlp_input: bool = False) -> Labelled:
-        for layer in range(stop + mlp_input):
+        for layer in range(stop + self._adds_attention(mlp_input)):
             if ("result", layer) in self:
                 results = self["result", layer]
             else:
@@ -288,12 +290,21 @@ class ResidualArithmetic:
             stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice=positions)
         return (stack, [label for label, _ in parts]) if return_labels else stack
 
-    def _layer(self, layer: int | None) -> int:
+    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
         n_layers = self.model.cfg.n_layers
         stop = n_layers if layer is None or layer == -1 else layer
+        if mlp_input and (self.model.cfg.attn_only or not 0 <= stop < n_layers):
+            raise LabError(f"mlp_input needs a layer that has an MLP, given layer={layer} of {n_layers}.")
         if not 0 <= stop <= n_layers:
             raise LabError(f"layer {layer} is out of range; expected 0 to {n_layers}, or -1 for everything.")
         return stop
+
+    def _is_parallel(self) -> bool:
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+
+    def _adds_attention(self, mlp_input: bool) -> bool:
+        """Whether the MLP that `mlp_input` asks for reads its own layer's attention output."""
+        return mlp_input and not self._is_parallel()
 
     def _norm(self, layer: int | None, mlp_input: bool) -> Callable[[Tensor], Tensor]:
         if layer is None or layer == self.model.cfg.n_layers:

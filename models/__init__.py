@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from models.config import TransformerConfig
-from models.gpt import GPT
+from interp.lazy import attributes
 
 if TYPE_CHECKING:
+    from models.config import TransformerConfig
+    from models.gpt import GPT
     from models.pretrained import load
 
 __all__ = ["GPT", "TransformerConfig", "load"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        from models.pretrained import load
-
-        return load
-    raise AttributeError(f"module 'models' has no attribute {name!r}")
+__getattr__ = attributes(
+    "models", {"GPT": "models.gpt", "TransformerConfig": "models.config", "load": "models.pretrained"}
+)

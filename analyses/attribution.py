@@ -1,0 +1,234 @@
+"""Direct logit attribution: how much each component itself wrote towards the right answer.
+
+    share(c) = (centre(c) · gain / scale) · (W_U[right] - W_U[wrong])
+
+with the final norm's scale as it was for the whole stream (Wang et al. 2022, arXiv:2211.00593, §3.1). All parts,
+the norm's bias and b_U among them, sum to the logit difference exactly. Read at each prompt's last token, where
+the answer is predicted; several right or wrong answers are averaged, as the metric `logit_diff` does.
+
+Cost: one forward.
+It does not show: what a component does through later ones, which may be all it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.labels import position_labels
+from interp import provenance
+from interp.cache import ActivationCache
+from interp.contract import HookedModel
+from interp.errors import LabError
+from interp.metrics import logit_diff
+from interp.prompts import PromptPairs
+from interp.results import Result
+
+UNIT = "share of the logit difference"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttributionResult(Result):
+    """Every part's share of the logit difference, averaged over prompts; the parts sum to `logit_diff`.
+
+    values: heads, without the output bias. mlp: each MLP with its bias. other: what is neither, labelled "embed",
+    "pos_embed", "b_O" (all attention output biases), "ln_final.b", "b_U". by_prompt: the heads' shares in every
+    prompt. logit_diff: measured on the logits, per prompt.
+    """
+
+    title = "Head attribution"
+    shows = "what each head itself wrote towards the right answer and away from the wrong one"
+    caveat = "What a head does through later components is not counted."
+    unit = UNIT
+
+    values: Float[np.ndarray, "layer head"]
+    mlp: Float[np.ndarray, "layer"]
+    other: Float[np.ndarray, "part"]
+    by_prompt: Float[np.ndarray, "layer head prompt"]
+    logit_diff: Float[np.ndarray, "prompt"]
+
+    def total(self) -> float:
+        """The sum of all parts, which is the mean logit difference up to rounding."""
+        return float(self.values.sum() + self.mlp.sum() + self.other.sum())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronAttributionResult(Result):
+    """Each neuron's share of the logit difference, averaged over prompts; MLP biases are not among them."""
+
+    title = "Neuron attribution"
+    shows = "what each neuron itself wrote towards the right answer and away from the wrong one"
+    caveat = "What a neuron does through later components is not counted."
+    unit = UNIT
+
+    values: Float[np.ndarray, "layer neuron"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceAttributionResult(Result):
+    """Each head's share of the logit difference by the position it read from; over `pos` it sums to the head's."""
+
+    title = "Head attribution by source position"
+    shows = "from which position each head brought its share of the logit difference"
+    caveat = "A position may hold what earlier layers copied there."
+    unit = UNIT
+
+    values: Float[np.ndarray, "layer head pos"]
+
+
+def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> AttributionResult:
+    """Shares of heads, MLPs, embeddings and biases in the clean prompts' logit difference: `.values[layer, head]`.
+
+    Raises:
+        LabError: prompts that the model cannot take.
+    """
+    pairs, logits, cache = _last_token_run(model, pairs, ("hook_z", "hook_mlp_out", "embed", "ln_final.hook_scale"))
+    direction = _direction(model, pairs)
+    with torch.inference_mode():
+        heads = _shares(cache, cache.stack_head_results(), direction)
+        by_prompt = rearrange(heads, "(layer head) prompt -> layer head prompt", layer=model.cfg.n_layers)
+        mlp = _mlp_shares(model, cache, direction)
+        other = _other_shares(model, pairs, cache, direction)
+    return AttributionResult(
+        by_prompt.mean(-1),
+        mlp.mean(-1),
+        torch.stack([share.mean() for share in other.values()]),
+        by_prompt,
+        logit_diff(logits, pairs),
+        labels={"part": list(other)},
+        provenance=_provenance(model, pairs),
+    )
+
+
+def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAttributionResult:
+    """Shares of all MLP neurons: `.values[layer, neuron]`. Never holds a neuron's output vector.
+
+    Raises:
+        LabError: a model without MLPs, or prompts that it cannot take.
+    """
+    if model.cfg.attn_only:
+        raise LabError(f"the model {model.cfg.model_name!r} has no MLPs, so it has no neurons to attribute to.")
+    pairs, _, cache = _last_token_run(model, pairs, ("mlp.hook_post", "ln_final.hook_scale"))
+    direction = _direction(model, pairs)
+    with torch.inference_mode():
+        read = _read_direction(model, cache, direction)
+        values = [
+            einsum(
+                cache["mlp_post", layer].to(read), block.mlp.W_out.to(read), read, "b mlp, mlp model, b model -> b mlp"
+            )
+            for layer, block in enumerate(model.blocks)
+        ]
+    return NeuronAttributionResult(torch.stack(values).mean(1), provenance=_provenance(model, pairs))
+
+
+def source_attribution(model: HookedModel | Any, pairs: PromptPairs) -> SourceAttributionResult:
+    """Heads' shares by source position: `.values[layer, head, pos]`; positions count in the padded batch.
+
+    Raises:
+        LabError: prompts that the model cannot take.
+    """
+    pairs, _, cache = _last_token_run(model, pairs, ("hook_pattern", "hook_v", "ln_final.hook_scale"))
+    direction = _direction(model, pairs)
+    values = []
+    with torch.inference_mode():
+        read = _read_direction(model, cache, direction)
+        for layer, block in enumerate(model.blocks):
+            onto = einsum(block.attn.W_O.to(read), read, "head d model, b model -> b head d")
+            v = cache["v", layer].to(read)
+            v = repeat(v, "b pos kv d -> b pos (kv group) d", group=onto.shape[1] // v.shape[2])
+            pattern = cache["pattern", layer].to(read)
+            values.append(einsum(pattern, v, onto, "b head pos, b pos head d, b head d -> b head pos").mean(0))
+    return SourceAttributionResult(
+        torch.stack(values), labels={"pos": position_labels(model, pairs)}, provenance=_provenance(model, pairs)
+    )
+
+
+def _last_token_run(
+    model: HookedModel | Any, pairs: PromptPairs, endings: tuple[str, ...]
+) -> tuple[PromptPairs, Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+    """A run of the clean prompts, and its cache at each prompt's last token: no position axis but for `v`."""
+    pairs.check(model)
+    pairs = pairs.to(model.device)
+    mask = pairs.mask if pairs.padded else None
+    with torch.inference_mode():
+        logits, cache = model.run_with_cache(
+            pairs.clean, attention_mask=mask, names_filter=lambda name: name.endswith(endings)
+        )
+        rows = torch.arange(len(pairs), device=pairs.last.device)
+        tensors = {name: _at_last(name, tensor, rows, pairs.last) for name, tensor in cache.items()}
+    return pairs, logits, ActivationCache(tensors, model)
+
+
+def _at_last(name: str, tensor: Tensor, rows: Tensor, last: Tensor) -> Tensor:
+    if name.endswith("hook_v"):
+        return tensor
+    return tensor[rows, :, last] if name.endswith("hook_pattern") else tensor[rows, last]
+
+
+def _direction(model: HookedModel | Any, pairs: PromptPairs) -> Float[Tensor, "batch d_vocab"]:
+    """The logit difference as a row vector over the vocabulary: mean of the right minus mean of the wrong."""
+    direction = torch.zeros(len(pairs), model.W_U.shape[1], device=model.device, dtype=_wide(model))
+    for ids, sign in ((pairs.right, 1.0), (pairs.wrong, -1.0)):
+        given = (ids >= 0).to(direction)
+        direction.scatter_add_(1, ids.clamp(min=0), sign * given / given.sum(-1, keepdim=True))
+    return direction
+
+
+def _read_direction(
+    model: HookedModel | Any, cache: ActivationCache, direction: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, "batch d_model"]:
+    """The vector whose product with a component's output is its share: the norm, seen from the other side.
+
+    centre(c) · gain / scale · u = c · centre(gain · u) / scale, as centring is symmetric.
+    """
+    read = direction @ model.W_U.T.to(direction)
+    normalization = model.cfg.normalization_type
+    if normalization is None:
+        return read
+    gain = getattr(model.ln_final, "w", None)
+    read = read if gain is None else read * gain.to(read)
+    if normalization.startswith("LN"):
+        read = read - read.mean(-1, keepdim=True)
+    return read / cache["ln_final.hook_scale"].to(read)
+
+
+def _shares(
+    cache: ActivationCache, stack: Float[Tensor, "component batch d_model"], direction: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, "component batch"]:
+    read = _read_direction(cache.model, cache, direction)
+    return einsum(stack.to(read), read, "component b model, b model -> component b")
+
+
+def _mlp_shares(model: HookedModel | Any, cache: ActivationCache, direction: Tensor) -> Float[Tensor, "layer batch"]:
+    if model.cfg.attn_only:
+        return torch.zeros(model.cfg.n_layers, len(direction), dtype=direction.dtype)
+    return _shares(cache, torch.stack([cache["mlp_out", layer] for layer in range(model.cfg.n_layers)]), direction)
+
+
+def _other_shares(
+    model: HookedModel | Any, pairs: PromptPairs, cache: ActivationCache, direction: Tensor
+) -> dict[str, Float[Tensor, "batch"]]:
+    bias = model.accumulated_bias(model.cfg.n_layers, include_mlp_biases=False)
+    vectors = {"embed": cache["hook_embed"]}
+    if "hook_pos_embed" in cache:
+        vectors["pos_embed"] = cache["hook_pos_embed"]
+    vectors["b_O"] = bias.expand_as(vectors["embed"])
+    parts = {name: _shares(cache, vector[None], direction)[0] for name, vector in vectors.items()}
+    norm_bias = getattr(model.ln_final, "b", None)
+    if norm_bias is not None:
+        parts["ln_final.b"] = direction @ (model.W_U.T.to(direction) @ norm_bias.to(direction))
+    return parts | {"b_U": direction @ model.b_U.to(direction)}
+
+
+def _wide(model: HookedModel | Any) -> torch.dtype:
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def _provenance(model: HookedModel | Any, pairs: PromptPairs) -> provenance.Provenance:
+    return provenance.of(model, prompts=pairs, metric="logit_diff")
