@@ -83,7 +83,7 @@ class ResidualArithmetic:
         """
         kinds = MODES[choose("mode", mode, MODES)]
         embeds = self._embeddings() if incl_embeds else ()
-        parts = [*embeds, *self._layer_outputs(self._layer(layer), mlp_input, kinds)]
+        parts = [*embeds, *self._layer_outputs(self._layer(layer, mlp_input), mlp_input, kinds)]
         return self._stack(parts, layer, mlp_input, apply_ln, pos_slice, return_labels)
 
     def stack_head_results(
@@ -229,10 +229,11 @@ class ResidualArithmetic:
         if "hook_pos_embed" in self:
             yield "pos_embed", self["hook_pos_embed"]
 
-    def _layer_outputs(self, stop: int, mlp_input: bool) -> Labelled:
+    def _layer_outputs(self, stop: int, mlp_input: bool, kinds: tuple[str, ...]) -> Labelled:
         for layer in range(stop + self._adds_attention(mlp_input)):
-            yield f"{layer}_attn_out", self["attn_out", layer]
-            if layer < stop and not self.model.cfg.attn_only:
+            if "attn_out" in kinds:
+                yield f"{layer}_attn_out", self["attn_out", layer]
+            if "mlp_out" in kinds and layer < stop and not self.model.cfg.attn_only:
                 yield f"{layer}_mlp_out", self["mlp_out", layer]
 
     def _streams(self, stop: int, incl_mid: bool, mlp_input: bool) -> Labelled:
@@ -240,7 +241,7 @@ class ResidualArithmetic:
         has_mid = not self.model.cfg.attn_only and not self._is_parallel()
         for layer in range(min(stop + 1, n_layers)):
             yield f"{layer}_pre", self["resid_pre", layer]
-            if has_mid and (incl_mid and layer < stop or mlp_input and layer == stop):
+            if has_mid and ((incl_mid and layer < stop) or (mlp_input and layer == stop)):
                 yield f"{layer}_mid", self["resid_mid", layer]
         if stop == n_layers:
             yield "final_post", self["resid_post", n_layers - 1]
