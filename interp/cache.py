@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.collector import without_batch
-from interp.errors import UnknownHookError
+from interp.errors import LabError, UnknownHookError
 from interp.residual import ResidualArithmetic
 from interp.sites import Site, hook_name
 
@@ -45,8 +45,14 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         return self._get(self._name(key))
 
     def _name(self, key: str | tuple[Any, ...]) -> str:
-        if isinstance(key, str):
-            return key if key in self.cache_dict or "." in key or key.startswith("hook_") else hook_name(key)
+        if isinstance(key, str) and (key in self.cache_dict or "." in key or key.startswith("hook_")):
+            return key
+        try:
+            return self._name_of_short_form((key,) if isinstance(key, str) else key)
+        except LabError as error:
+            raise UnknownHookError(str(error)) from None
+
+    def _name_of_short_form(self, key: tuple[Any, ...]) -> str:
         kind, layer, *rest = key if len(key) > 1 else (*key, None)
         if rest and rest[0] in ("ln1", "ln2", "ln_final"):  # HookedTransformer's ("scale", 3, "ln1")
             kind = f"{rest[0]}.{kind}"
@@ -68,7 +74,10 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         if isinstance(key, Site):
             return key.hook_name in self.cache_dict
-        return isinstance(key, str | tuple) and self._name(key) in self.cache_dict
+        try:
+            return isinstance(key, str | tuple) and self._name(key) in self.cache_dict
+        except UnknownHookError:
+            return False
 
     def __len__(self) -> int:
         return len(self.cache_dict)
@@ -98,10 +107,15 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         return ActivationCache(tensors, self.model, has_batch_dim=False)
 
     def apply_slice_to_batch_dim(self, batch_slice: int | slice | list[int]) -> ActivationCache:
-        """This cache for some of the prompts; an integer picks one and removes the batch axis."""
+        """This cache for some of the prompts; an integer picks one and removes the batch axis.
+
+        Raises:
+            LabError: there is no batch axis any more.
+        """
+        if not self.has_batch_dim:
+            raise LabError("this cache has no batch axis to slice; slice before remove_batch_dim.")
         tensors = {name: tensor[batch_slice] for name, tensor in self.cache_dict.items()}
-        still_batched = self.has_batch_dim and not isinstance(batch_slice, int)
-        return ActivationCache(tensors, self.model, still_batched)
+        return ActivationCache(tensors, self.model, has_batch_dim=not isinstance(batch_slice, int))
 
     def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> Tensor:
         """One kind of activation of all layers below `layer` (-1: all), stacked on a new first axis."""

@@ -81,10 +81,12 @@ def without_batch(tensor: Tensor, name: str) -> Tensor:
 
 
 def _slice_positions(tensor: Tensor, name: str, pos: slice | int | Sequence[int]) -> Tensor:
-    """The chosen positions, in storage of their own so that the rest can be freed."""
+    """The chosen positions, in storage of their own so that the rest can be freed; one position keeps its axis."""
     axes = axes_of(name)
     axis = next((i for i, a in enumerate(axes) if a in POSITION_AXES), None) if axes else None
     if axis is None:
         return tensor
-    wanted = pos if isinstance(pos, slice | int) else torch.as_tensor(pos, device=tensor.device)
-    return tensor[(slice(None),) * axis + (wanted,)].clone()
+    if isinstance(pos, slice):
+        return tensor[(slice(None),) * axis + (pos,)].clone()
+    wanted = torch.as_tensor([pos] if isinstance(pos, int) else pos, device=tensor.device)
+    return tensor[(slice(None),) * axis + (wanted,)]

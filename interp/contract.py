@@ -90,5 +90,5 @@ class ResumableModel(HookedModel, Protocol):
     """
 
     def embedding(
-        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "#batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]: ...

@@ -36,7 +36,7 @@ from interp.errors import LabError, UnknownHookError
 from interp.markers import is_pure, is_reads_only
 
 HookFn = Callable[..., Any]
-Direction = Literal["fwd", "bwd"]
+Direction = str  # "fwd" or "bwd"
 NameFilter = str | Sequence[str] | Callable[[str], bool] | None
 NamedHook = tuple[str | Callable[[str], bool], HookFn]
 
@@ -104,12 +104,16 @@ class HookPoint(nn.Module):
 
     def has_hooks(self) -> bool:
         """True when anything is attached, torch's own module hooks included."""
-        return bool(self.fwd_hooks or self.bwd_hooks or self._forward_hooks or self._backward_hooks)
+        return bool(self.fwd_hooks or self.bwd_hooks or self._has_torch_hooks())
 
     def is_only_read(self) -> bool:
         """True when what is attached cannot change the activation and asks for no gradient (a cache, say)."""
-        quiet = not (self.bwd_hooks or self._forward_hooks or self._backward_hooks)
+        quiet = not (self.bwd_hooks or self._has_torch_hooks())
         return quiet and all(is_reads_only(handle.user_hook) for handle in self.fwd_hooks)
+
+    def _has_torch_hooks(self) -> bool:
+        kinds = (self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks)
+        return any(kinds)
 
     def add_hook(
         self,

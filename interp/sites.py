@@ -113,6 +113,8 @@ class Site:
         if kind.per_layer != (self.layer is not None):
             need = "needs a layer" if kind.per_layer else "has no layer"
             raise LabError(f"{self} {need}: try Site({self.kind!r}{', 0' if kind.per_layer else ''}).")
+        if self.layer is not None and self.layer < 0:
+            raise LabError(f"{self} counts layers from the end; expected a layer from 0.")
         if self.head is not None and self.head_axis is None:
             raise LabError(f"{self} gives a head, but {self.kind!r} has the axes {' '.join(kind.axes)}.")
         if self.pos is not None and self.pos_axis is None:

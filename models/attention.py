@@ -22,7 +22,7 @@ from models.kv_cache import LayerCache
 from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
-Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos _ d_model"]  # _: head or kv_head
 
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Bool[Tensor, "1 1 q_pos k_pos"]:
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         key_input: Stream,
         value_input: Stream,
         mask: Mask | None = None,
-        angles: Float[Tensor, "batch pos half"] | None = None,
+        angles: Float[Tensor, "#batch pos half"] | None = None,
         past: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         q = self.hook_q(_project(query_input, self.q, self.cfg.n_heads))

@@ -46,7 +46,7 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         mask: Mask | None = None,
-        angles: Float[Tensor, "batch pos half"] | None = None,
+        angles: Float[Tensor, "#batch pos half"] | None = None,
         past: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         resid_pre = self.hook_resid_pre(resid)

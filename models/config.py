@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -43,12 +43,12 @@ class TransformerConfig:
     gated_mlp: bool = False
     attn_only: bool = False
     parallel_attn_mlp: bool = False
-    normalization_type: Literal["LN", "RMS"] | None = "LN"
+    normalization_type: str | None = "LN"
     eps: float = 1e-5
-    positional_embedding_type: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    positional_embedding_type: str = "learned"
     rotary_base: float = 10000.0
     rotary_dim: int | None = None
-    attention_dir: Literal["causal", "bidirectional"] = "causal"
+    attention_dir: str = "causal"
     attn_bias: bool = True
     mlp_bias: bool = True
     unembed_bias: bool = False
@@ -63,8 +63,10 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise LabError(f"{name}={getattr(self, name)!r}; expected a positive integer.")
+            self._check_positive(name)
+        for name in ("d_head", "d_mlp", "n_key_value_heads", "d_vocab_out", "rotary_dim"):
+            if getattr(self, name) is not None:
+                self._check_positive(name)
         self._derive()
         choose("activation function", self.act_fn, ACTIVATIONS)
         choose("positional_embedding_type", self.positional_embedding_type, _POSITIONS)
@@ -72,6 +74,11 @@ class TransformerConfig:
         if self.normalization_type not in ("LN", "RMS", None):
             raise LabError(f"normalization_type={self.normalization_type!r}; expected 'LN', 'RMS' or None.")
         self._check_sizes()
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or value < 1:
+            raise LabError(f"{name}={value!r}; expected a positive integer.")
 
     def _derive(self) -> None:
         derive = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 the one write to a frozen config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,10 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     cfg: the shape. tokenizer: for text input; without one the model takes ids. device, dtype: of the weights.
     Fresh weights are drawn as GPT-2's (Radford et al. 2019, §2.3), from `cfg.seed` when it is set.
     There is no dropout, so training and evaluation mode compute the same; a new model is in evaluation mode.
+    revision: the version of loaded weights, when it is known.
     """
+
+    revision: str | None = None
 
     def __init__(
         self,
@@ -79,13 +83,15 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         tokens: the ids, for the loss, when `input` is a residual stream.
 
         Raises:
-            LabError: ids out of range, more positions than n_ctx, or a mask of another shape.
+            LabError: ids out of range, no or too many positions, a mask of another shape, an unknown return_type.
         """
-        mask = None if attention_mask is None else attention_mask.bool()
+        if return_type not in ("logits", "loss", "both", None):
+            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
+        mask = None if attention_mask is None else attention_mask.to(self.device, torch.bool)
         if isinstance(input, str | list):
             tokens, mask = self._text_input(input, prepend_bos, padding_side, mask)
         elif start_at_layer is None:
-            tokens = input[None] if input.ndim == 1 else input
+            tokens = self._token_input(input)
         shape = input.shape[:2] if tokens is None else tokens.shape
         real, positions = self._mask_and_positions(shape, mask, past_kv_cache)
         attends = None if real is None else padding_mask(real, shape[1], self._cfg.causal)
@@ -101,16 +107,18 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         return self._returned(self.unembed(self.ln_final(resid)), tokens, mask, return_type, loss_per_token)
 
     def embedding(
-        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "#batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Token vectors plus, where positions are embedded, position vectors."""
+        """Token vectors plus, where positions are embedded, position vectors.
+
+        Raises:
+            LabError: ids outside the vocabulary.
+        """
         try:
             embed = self.hook_embed(self.embed(tokens))
         except IndexError:
-            raise LabError(
-                f"token ids run from {tokens.min()} to {tokens.max()}; "
-                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
-            ) from None
+            self._check_ids(tokens)
+            raise
         if not hasattr(self, "pos_embed"):
             return embed
         pos_embed = self.pos_embed(positions).expand(embed.shape).to(embed.dtype)
@@ -125,6 +133,26 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     ) -> Float[Tensor, "*batch_pos"]:
         """The next-token loss in nats; see `models.loss`."""
         return next_token_loss(logits, tokens, attention_mask, per_token)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
+
+        Raises:
+            LabError: the directory cannot be written to, or holds another model.
+        """
+        from models.pretrained.native import save
+
+        return save(self, directory)
+
+    def export(self, directory: str | Path) -> Path:
+        """Write a directory that transformers loads with the same logits.
+
+        Raises:
+            LabError: the model is neither GPT-2- nor Llama-shaped, or the directory cannot be written to.
+        """
+        from models.pretrained.export import to_huggingface
+
+        return to_huggingface(self, directory)
 
     @property
     def cfg(self) -> TransformerConfig:
@@ -146,6 +174,27 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     ) -> tuple[Tensor, Tensor | None]:
         tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
         return tokens, mask if mask is not None else None if bool(real.all()) else real
+
+    def _token_input(self, tokens: Tensor) -> Tensor:
+        """The ids as [batch pos] on the model's device."""
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+            raise LabError(
+                f"the input has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
+                "at least one; a residual stream needs start_at_layer."
+            )
+        # An id out of range raises in the embedding on a CPU, but on a GPU it ends the process's use of the device.
+        if tokens.is_cuda and not self.training and not torch.compiler.is_compiling():
+            self._check_ids(tokens)
+        return tokens.to(self.device)
+
+    def _check_ids(self, tokens: Tensor) -> None:
+        lowest, highest = (int(end) for end in tokens.aminmax())
+        if lowest < 0 or highest >= self._cfg.d_vocab:
+            raise LabError(
+                f"token ids run from {lowest} to {highest}; "
+                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
+            )
 
     def _mask_and_positions(
         self, shape: tuple[int, ...], mask: Tensor | None, past: KeyValueCache | None
@@ -178,8 +227,10 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         n_layers = self._cfg.n_layers
         first, last = start or 0, n_layers if stop is None else stop
         first, last = (n + n_layers if n < 0 else n for n in (first, last))
-        if not 0 <= first <= n_layers or not 0 <= last <= n_layers:
-            raise LabError(f"layers {start} to {stop} are out of range; this model has {n_layers} layers.")
+        if not 0 <= first <= last <= n_layers:
+            raise LabError(
+                f"start_at_layer={start}, stop_at_layer={stop}; expected 0 <= start <= stop <= {n_layers} (n_layers)."
+            )
         return first, last
 
     def _returned(
@@ -194,8 +245,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             return logits
         if return_type is None:
             return None
-        if return_type not in ("loss", "both"):
-            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
         if tokens is None:
             raise LabError("a loss needs token ids; give tokens= beside the residual stream.")
         loss = next_token_loss(logits, tokens, mask, per_token)

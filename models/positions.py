@@ -67,7 +67,7 @@ class RotaryPositions(nn.Module):
         return positions[..., None] * (1.0 / self.base ** (halves / self.dim))
 
     def forward(
-        self, x: Float[Tensor, "batch pos head d_head"], angles: Float[Tensor, "batch pos half"]
+        self, x: Float[Tensor, "batch pos head d_head"], angles: Float[Tensor, "#batch pos half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
         cos = repeat(angles.cos().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)
         sin = repeat(angles.sin().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)

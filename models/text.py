@@ -63,6 +63,8 @@ class TextMethods:
         if padding_side not in ("left", "right"):
             raise LabError(f"padding_side={padding_side!r}; expected 'left' or 'right'.")
         texts = [input] if isinstance(input, str) else list(input)
+        if not texts:
+            raise LabError("an empty list of texts; expected at least one text.")
         rows = [self._encode(text, prepend_bos) for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
@@ -92,7 +94,7 @@ class TextMethods:
         numbers = rearrange(ids, "... -> (...)").tolist()
         if self.tokenizer is None:
             return [str(number) for number in numbers]
-        return [self.tokenizer.decode([number]) for number in numbers]
+        return self.tokenizer.strings(numbers)
 
     def to_single_token(self, string: str) -> int:
         """The id of a text that is one token.

@@ -18,7 +18,7 @@ class StackedWeights:
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        return self.pos_embed.W_pos  # type: ignore[attr-defined, no-any-return]
+        return self.pos_embed.W_pos.to(self.W_E)  # type: ignore[attr-defined, no-any-return]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

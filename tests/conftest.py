@@ -1,12 +1,25 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use; type annotations become assertions; hypothesis is repeatable in CI."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+# Before anything imports the packages: every annotated shape and dtype is checked at every call.
+install_import_hook(["interp", "models", "analyses"], "beartype.beartype")
+
+# One example builds and runs a model, so there are few of them and none has a deadline.
+_COMMON = {"deadline": None, "max_examples": 15, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("local", **_COMMON)
+settings.register_profile("ci", **_COMMON, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
@@ -24,6 +37,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared test data in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked: for tests of what the code itself says to arguments of a wrong type or shape."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)
