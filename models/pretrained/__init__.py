@@ -1,0 +1,102 @@
+"""`load`: trained models by name or path.
+
+model = load("town")                                    # from the zoo that ships with the lab
+model = load("induction-2l", revision="step-400")       # an earlier checkpoint of it
+model = load("checkpoints/mine", dtype="bfloat16")      # what model.save wrote, or a Hugging Face directory
+model = load("gpt2", device="cuda")                     # from the Hugging Face hub
+model = load("gpt2", backend="transformer-lens")        # as TransformerLens's TransformerBridge
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+
+from interp.errors import choose
+from models.devices import available, dtype_of
+from models.gpt import GPT
+from models.pretrained import huggingface, native
+from models.pretrained.locate import Checkpoint, locate, zoo_names
+from models.pretrained.tensors import read_json
+from models.tokenizers import NoTokenizerError, Tokenizer
+
+if TYPE_CHECKING:
+    from models.bridge import Bridge
+
+__all__ = ["BACKENDS", "load", "zoo_names"]
+
+BACKENDS = ("native", "transformer-lens")
+Device = torch.device | str | None
+Dtype = torch.dtype | str | None
+
+
+@overload
+def load(
+    name_or_path: str | Path,
+    backend: Literal["native"] = ...,
+    device: Device = ...,
+    dtype: Dtype = ...,
+    revision: str | None = ...,
+) -> GPT: ...
+@overload
+def load(
+    name_or_path: str | Path,
+    backend: Literal["transformer-lens"],
+    device: Device = ...,
+    dtype: Dtype = ...,
+    revision: str | None = ...,
+) -> Bridge: ...
+@overload
+def load(
+    name_or_path: str | Path, backend: str, device: Device = ..., dtype: Dtype = ..., revision: str | None = ...
+) -> Any: ...
+def load(
+    name_or_path: str | Path,
+    backend: str = "native",
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: str | None = None,
+) -> Any:
+    """A trained model: a directory, a model of the zoo, or a Hugging Face hub id of the GPT-2 or Llama family.
+
+    backend: "native" gives the lab's own `GPT`, "transformer-lens" a `models.bridge.Bridge` of the same weights.
+    device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,
+    or "step-400" for a directory that keeps earlier checkpoints.
+
+    Weights come from safetensors and are read one tensor at a time, so memory holds them once. Nothing is unpickled
+    and no remote code runs. Without a tokenizer beside the weights the model takes token ids and no text.
+
+    Raises:
+        LabError: no such model (near misses are named), a device that is not there, files that are missing, corrupt
+            or contradict each other, or an architecture that the backend does not know.
+    """
+    choose("backend", backend, BACKENDS)
+    place = available(device)
+    precision = None if dtype is None else dtype_of(dtype)
+    checkpoint = locate(name_or_path, revision)
+    if backend == "transformer-lens":
+        return _bridge(checkpoint, place, precision)
+    return _native(checkpoint, place, precision)
+
+
+def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    config = read_json(checkpoint.directory / "config.json")
+    read = native.read if native.is_native(config) else huggingface.read
+    model = read(checkpoint, config, _tokenizer(checkpoint.directory), device, dtype)
+    model.revision = checkpoint.revision
+    return model
+
+
+def _bridge(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Bridge:
+    from models.pretrained import bridged
+
+    return bridged.read(checkpoint, _tokenizer(checkpoint.directory), device, dtype)
+
+
+def _tokenizer(directory: Path) -> Tokenizer | None:
+    try:
+        return Tokenizer.from_dir(directory)
+    except NoTokenizerError:
+        return None

@@ -1,0 +1,120 @@
+"""What a family of Hugging Face checkpoints is to the lab: a mapping of configs and a table of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interp.errors import LabError
+from models.config import TransformerConfig
+
+TRY_THE_BRIDGE = 'try backend="transformer-lens", which runs the Hugging Face implementation.'
+
+# Hugging Face's names of the activation functions that the lab has, and back.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "linear": "identity",
+}
+ACTIVATIONS_BACK = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor and the parameters that it holds, one after the other along its output axis.
+
+    transposed: stored as [in, out], where the lab's Linear layout is [out, in].
+    """
+
+    stored: str
+    parameters: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one architecture.
+
+    model_types: the `model_type`s of config.json that it covers, its own first. architecture: the class in
+    transformers.
+    prefix: what a whole model puts before the names of the base model; a bare base model leaves it out.
+    fixed: the part of our config that is the same for the whole family. ignored: a regular expression for
+    stored tensors that hold no weights.
+    read_config, write_config: config.json to our config and back. entries: the table, without prefix for
+    tensors that start with "lm_head".
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architecture: str
+    prefix: str
+    ignored: str
+    fixed: Mapping[str, Any]
+    read_config: Callable[[Mapping[str, Any]], TransformerConfig]
+    write_config: Callable[[TransformerConfig], dict[str, Any]]
+    entries: Callable[[TransformerConfig], list[Entry]]
+
+    def obstacles(self, cfg: TransformerConfig) -> list[str]:
+        """What in a config of ours this family cannot express."""
+        differing = [
+            f"{name}={getattr(cfg, name)!r} (must be {value!r})"
+            for name, value in self.fixed.items()
+            if getattr(cfg, name) != value
+        ]
+        if cfg.n_outputs != cfg.d_vocab:
+            differing.append(f"d_vocab_out={cfg.d_vocab_out} (must be d_vocab={cfg.d_vocab})")
+        return differing
+
+    def prefixed(self, cfg: TransformerConfig, prefix: str) -> list[Entry]:
+        """The table with the names as a checkpoint has them."""
+        return [
+            entry
+            if entry.stored.startswith("lm_head")
+            else Entry(prefix + entry.stored, entry.parameters, entry.transposed)
+            for entry in self.entries(cfg)
+        ]
+
+
+def wanted(config: Mapping[str, Any], *names: str) -> Any:
+    """The first of these entries of config.json that is there.
+
+    Raises:
+        LabError: none is.
+    """
+    for name in names:
+        if config.get(name) is not None:
+            return config[name]
+    raise LabError(f"config.json lacks {' or '.join(map(repr, names))}; is it the config of a whole model?")
+
+
+def require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a config whose entries differ from the expected ones (an absent entry is as expected).
+
+    Raises:
+        LabError: naming the entry, its value and the only one that the lab computes.
+    """
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise LabError(
+                f"config.json has {name}={config[name]!r}; the lab's own code computes only {name}={value!r}.  "
+                f"{TRY_THE_BRIDGE}"
+            )
+
+
+def activation(name: str) -> str:
+    """Our name of an activation function.
+
+    Raises:
+        LabError: the lab has no such function.
+    """
+    if name not in ACTIVATIONS:
+        raise LabError(
+            f"config.json asks for the activation function {name!r}; known: {', '.join(ACTIVATIONS)}.  {TRY_THE_BRIDGE}"
+        )
+    return ACTIVATIONS[name]

@@ -1,0 +1,102 @@
+"""Hugging Face directories of the families that the lab's own code computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from interp.errors import LabError
+from models.config import DTYPES, TransformerConfig
+from models.gpt import GPT
+from models.pretrained.assemble import fill, hollow
+from models.pretrained.family import TRY_THE_BRIDGE, Family
+from models.pretrained.gpt2 import GPT2
+from models.pretrained.llama import LLAMA
+from models.pretrained.locate import Checkpoint
+from models.pretrained.tensors import StoredTensors, open_tensors
+from models.tokenizers import Tokenizer
+
+FAMILIES = (GPT2, LLAMA)
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json.
+
+    Raises:
+        LabError: none of the lab's; the message names them.
+    """
+    kind = config.get("model_type")
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise LabError(
+        f"config.json has model_type={kind!r}; the lab's own code computes {known} and its own models.  "
+        f"{TRY_THE_BRIDGE}"
+    )
+
+
+def read(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> GPT:
+    """The model of a Hugging Face directory, in the lab's own code.
+
+    dtype: by default the checkpoint's own.
+
+    Raises:
+        LabError: an unknown family, a config that asks for more than the lab computes, or weights that do not fit it.
+    """
+    family = family_of(config)
+    check_plain(checkpoint, config)
+    cfg = replace(family.read_config(config), model_name=checkpoint.name)
+    stored = open_tensors(checkpoint.directory)
+    dtype = dtype or dtype_of(config, stored)
+    prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
+    ignored = f"{family.ignored}|lm_head.weight" if cfg.tie_embeddings else family.ignored
+    _check_tie(cfg, family.prefixed(cfg, prefix)[0].stored, stored)
+    return fill(hollow(cfg, tokenizer), family.prefixed(cfg, prefix), stored, ignored, device, dtype)
+
+
+def check_plain(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Refuse what no backend loads: quantised weights, remote code, a revision of a single checkpoint.
+
+    Raises:
+        LabError: saying which.
+    """
+    if config.get("quantization_config"):
+        raise LabError(f"the weights of {checkpoint.name!r} are quantised; expected a full-precision checkpoint.")
+    if config.get("auto_map"):
+        raise LabError(
+            f"{checkpoint.name!r} brings code of its own (auto_map in config.json), which the lab does not run; "
+            "expected an architecture that transformers knows."
+        )
+    if checkpoint.step is not None:
+        raise LabError(
+            f"{str(checkpoint.directory)!r} has no revision {checkpoint.step!r}: a Hugging Face directory holds one "
+            "version; try without revision."
+        )
+
+
+def dtype_of(config: Mapping[str, Any], stored: StoredTensors | None = None) -> torch.dtype:
+    """The dtype that config.json states, or else that of the stored tensors, or else float32."""
+    stated = config.get("dtype", config.get("torch_dtype"))
+    found = [entry.dtype for entry in stored.entries.values()] if stored is not None else []
+    return next((DTYPES[name] for name in [stated, *found] if name in DTYPES), torch.float32)
+
+
+def _check_tie(cfg: TransformerConfig, embedding: str, stored: StoredTensors) -> None:
+    """A tied model may store its embedding twice, but not two different ones."""
+    if not cfg.tie_embeddings or "lm_head.weight" not in stored or embedding not in stored:
+        return
+    if not torch.equal(stored.read(embedding), stored.read("lm_head.weight")):
+        raise LabError(
+            f"config.json ties the embeddings, but {embedding!r} and 'lm_head.weight' differ in "
+            f"{str(stored.label)!r}; set tie_word_embeddings to false in config.json to use both."
+        )

@@ -1,0 +1,89 @@
+"""Where a name leads: a directory, the zoo, or the Hugging Face hub, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from interp.errors import LabError, did_you_mean
+from models.pretrained.tensors import PICKLES, refuse_pickle
+
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+
+# Config, weights and tokenizer at the top of a repository; no code, no other formats.
+_CONFIG_AND_TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_CONFIG_AND_TOKENIZER += ["vocab.json", "merges.txt"]
+_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory with a config.json, the model's name, and the version of its weights, if one is known.
+
+    step: the revision, where it means one of several weights inside the directory.
+    """
+
+    directory: Path
+    name: str
+    revision: str | None = None
+    step: str | None = None
+
+
+def zoo_names() -> list[str]:
+    """The models that ship with the lab."""
+    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+
+
+def locate(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
+    """Find the checkpoint that a name or a path means.
+
+    Raises:
+        LabError: nothing there; the message says where was looked, and names the near misses.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if (path / "config.json").is_file():
+        return Checkpoint(path, path.resolve().name, revision, step=revision)
+    if name in zoo_names():
+        return Checkpoint(ZOO / name, name, revision, step=revision)
+    if path.is_dir():
+        raise LabError(f"no config.json in {name!r}; expected a directory with config.json and model.safetensors.")
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise refuse_pickle(path)
+        raise LabError(f"{name!r} is a file; expected a directory with config.json and model.safetensors.")
+    if name.startswith((".", "/", "~", "\\")) or name.endswith("/") or name.count("/") > 1 or not name.strip():
+        raise LabError(f"no directory {name!r}.{_from_the_zoo(name)}")
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        # "*/*": what lies deeper is other formats and code
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+    try:
+        directory = fetch([*_CONFIG_AND_TOKENIZER, *_SAFETENSORS])
+        if not any(directory.glob("model*.safetensors")):
+            directory = fetch([*_CONFIG_AND_TOKENIZER, *_BIN])
+    except LocalEntryNotFoundError as error:
+        why = "the Hugging Face hub cannot be reached and has left no copy on this machine"
+        raise LabError(f"no model {name!r}: no such directory, not in the zoo, {why}.{_from_the_zoo(name)}") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise LabError(
+            f"no model {name!r}: no such directory, not in the zoo, and the Hugging Face hub says: {why}"
+            f"{_from_the_zoo(name)}"
+        ) from error
+    if not (directory / "config.json").is_file():
+        raise LabError(f"the Hugging Face repository {name!r} has no config.json, so it holds no whole model.")
+    return Checkpoint(directory, name, revision or directory.name)
+
+
+def _from_the_zoo(name: str) -> str:
+    names = zoo_names()
+    near = did_you_mean(name.strip("./"), names)
+    return f"{near}  try a directory with config.json, or one of the zoo: {', '.join(names) or '(empty)'}."
