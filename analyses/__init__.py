@@ -8,22 +8,23 @@ from interp.lazy import attributes
 
 if TYPE_CHECKING:
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
+    from analyses.comparison import compare
     from analyses.lens import component_lens, logit_lens
     from analyses.patching import activation_patching
     from analyses.patterns import attention_patterns
-    from analyses.report import report
     from analyses.roles import head_scores
 
 __all__ = [
     "activation_patching",
     "attention_patterns",
+    "compare",
     "component_lens",
     "head_attribution",
     "head_scores",
     "logit_lens",
     "neuron_attribution",
-    "report",
     "source_attribution",
+    "write_report",
 ]
 
 __getattr__ = attributes(
@@ -31,12 +32,13 @@ __getattr__ = attributes(
     {
         "activation_patching": "analyses.patching",
         "attention_patterns": "analyses.patterns",
+        "compare": "analyses.comparison",
         "component_lens": "analyses.lens",
         "head_attribution": "analyses.attribution",
         "head_scores": "analyses.roles",
         "logit_lens": "analyses.lens",
         "neuron_attribution": "analyses.attribution",
-        "report": "analyses.report",
         "source_attribution": "analyses.attribution",
+        "write_report": "analyses.report",
     },
 )

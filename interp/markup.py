@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,9 +15,9 @@ MAX_TOKENS = 2000
 """Tokens that are drawn in one run; how many are left out is said after it."""
 
 
-def tokens(words: Sequence[str]) -> Markup:
-    """A prompt, token by token, with its positions on hover."""
-    spans = "".join(_token(word, f"position {i}") for i, word in enumerate(words[:MAX_TOKENS]))
+def tokens(words: Sequence[str], marked: Collection[int] = ()) -> Markup:
+    """A prompt, token by token, with its positions on hover; those at the positions `marked` stand out."""
+    spans = "".join(_token(word, f"position {i}", marked=i in marked) for i, word in enumerate(words[:MAX_TOKENS]))
     return Markup(f'<p class="tokens">{spans}{_more(len(words))}</p>')
 
 
@@ -46,6 +46,21 @@ def colored_tokens(
     return Markup(f'<p class="tokens">{"".join(spans)}{_more(len(words))}</p>')
 
 
+def tiles(entries: Iterable[tuple[str, str, str]]) -> Markup:
+    """Numbers that matter most: of each its name, the number, and what else is to be known about it."""
+    boxes = (
+        f"<div><small>{text.escape(name)}</small><b>{text.escape(value)}</b><small>{text.escape(note)}</small></div>"
+        for name, value, note in entries
+    )
+    return Markup(f'<div class="tiles">{"".join(boxes)}</div>')
+
+
+def roles(entries: Iterable[tuple[str, Markup]]) -> Markup:
+    """Things one below the other, each after its role in a few words."""
+    rows = (f'<span class="role">{text.escape(role)}</span>{content.html}' for role, content in entries)
+    return Markup(f'<div class="pair">{"".join(rows)}</div>')
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     """A table; numbers are set to the right with four digits."""
     top = "".join(f"<th>{text.escape(cell)}</th>" for cell in head)
@@ -66,11 +81,11 @@ def _cell(cell: object) -> str:
     return f"<td>{text.escape(cell)}</td>"
 
 
-def _token(word: str, hover: str, style: str = "") -> str:
+def _token(word: str, hover: str, style: str = "", marked: bool = False) -> str:
     ground = f' style="{style}"' if style else ""
     shown = text.visible(word)
     title = text.escape(f"{shown}  {hover}".strip())
-    return f'<span class="token" title="{title}"{ground}>{text.escape(shown)}</span>'
+    return f'<span class="token{" marked" * marked}" title="{title}"{ground}>{text.escape(shown)}</span>'
 
 
 def _ground(value: float, full: float) -> str:

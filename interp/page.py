@@ -134,8 +134,8 @@ _DOCUMENT = """<!doctype html>
 
 
 def _section(section: Section, number: int) -> str:
-    shows = f'<p class="shows">{text.escape(section.shows)}</p>' if section.shows else ""
-    caveat = f'<p class="caveat">{text.escape(section.caveat)}</p>' if section.caveat else ""
+    shows = f'<p class="shows">{text.escape(text.sentence(section.shows))}</p>' if section.shows else ""
+    caveat = f'<p class="caveat">{text.escape(text.sentence(section.caveat))}</p>' if section.caveat else ""
     blocks = "".join(_place(block, _name(number, j)) for j, block in enumerate(section.blocks))
     return f'\n<section id="section-{number}"><h2>{text.escape(section.title)}</h2>{shows}{caveat}{blocks}</section>'
 
@@ -152,7 +152,7 @@ def _place(block: Block, name: str) -> str:
     kind = "plot" if isinstance(block, Plot) else "view"
     height = getattr(getattr(block, "figure", None), "layout", None)
     style = f' style="min-height:{int(height.height)}px"' if height is not None and height.height else ""
-    caption = f"<figcaption>{text.escape(block.caption)}</figcaption>" if block.caption else ""
+    caption = f"<figcaption>{text.escape(text.sentence(block.caption))}</figcaption>" if block.caption else ""
     return f'<figure><div class="{kind}" id="{name}"{style}></div>{caption}</figure>'
 
 

@@ -68,9 +68,9 @@ class Axis:
         if self.labels is None:
             return f"{self.title} {index}"
         named = self.labels[index]
-        if isinstance(named, str):
+        if self.name in text.TOKEN_AXES:
             return f"{self.title} {index} {text.label(named, 60)}"
-        return f"{self.title} {named}"
+        return f"{self.title} {text.label(named, 60)}"
 
     def panel(self, index: int) -> str:
         """The heading of the panel `index`: its text label where it has one, escaped."""

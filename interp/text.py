@@ -13,6 +13,8 @@ from typing import Any
 
 SPACE = "·"
 ELLIPSIS = "…"
+TOKEN_AXES = ("pos", "q_pos", "k_pos")
+"""Axes whose text labels may repeat, so that the index belongs to the label."""
 
 
 def visible(token: object) -> str:
@@ -75,12 +77,18 @@ def inert_json(text: str) -> str:
     return text
 
 
+def sentence(words: str) -> str:
+    """`words` with a capital first and a full stop last."""
+    words = words.strip()
+    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?", "…")) else ".") if words else ""
+
+
 def coordinate(axis: str, value: object) -> str:
-    """One coordinate in words: `layer 3`, or `pos 4 '·Mary'` when the label is a `(index, token)` pair."""
-    if isinstance(value, tuple):
-        index, token = value
-        return f"{axis} {index} {visible(token)!r}"
-    return f"{axis} {value}"
+    """One coordinate in words: `layer 3`; for a pair (index, label) the label, and for tokens both: `pos 4 '·Mary'`."""
+    if not isinstance(value, tuple):
+        return f"{axis} {value}"
+    index, named = value
+    return f"{axis} {index} {visible(named)!r}" if axis in TOKEN_AXES else f"{axis} {visible(named)}"
 
 
 def place(at: Sequence[tuple[str, object]]) -> str:

@@ -1,0 +1,132 @@
+"""Attention patterns: where each head looks, as data and as a picture.
+
+    A[head, q, k] = softmax over k of the masked scores of query position q
+
+The page shows them with circuitsvis's attention view, from its own bundle, so it works offline.
+
+Cost: one forward.
+It does not show: what a head moves from where it looks, or whether anything later reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from analyses.lens import Prompt, one_prompt
+from interp import provenance, text
+from interp.contract import HookedModel
+from interp.errors import LabError
+from interp.results import Result, to_numpy
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from interp.page import Section, View
+
+Head = tuple[int, int]
+
+MAX_HEADS = 12
+MAX_TOKENS = 64
+"""More than this many heads and tokens make circuitsvis's view slow."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PatternsResult(Result):
+    """Attention of some heads on one prompt: each row of `values[head, q_pos, k_pos]` sums to one.
+
+    heads: the (layer, head) of each entry. causal: whether a query sees only keys up to its own position.
+    """
+
+    title = "Attention patterns"
+    shows = "where each head looks from each position: rows are queries, columns are keys"
+    caveat = "What a head moves from where it looks, and whether anything later reads it, is not seen."
+    unit = "attention"
+
+    values: Float[np.ndarray, "head q_pos k_pos"]
+    heads: tuple[Head, ...]
+    causal: bool
+
+    def plot(self) -> go.Figure:
+        """A heatmap for each head, on one scale from 0 to 1."""
+        from interp.pictures import SHARE, Axis, facets
+
+        sides = [
+            Axis(name, n, self.labels[name]) for name, n in zip(self.axes_of("values"), self.values.shape, strict=True)
+        ]
+        return facets(self.values, *sides, title=self.title, unit=self.unit, scale=SHARE)
+
+    def view(self) -> View:
+        """circuitsvis's attention view: a small map per head, the chosen one large. Draws `MAX_HEADS` heads, and the
+        last `MAX_TOKENS` tokens, where the answer is."""
+        from interp.page import View
+
+        start = max(0, self.values.shape[1] - MAX_TOKENS)
+        shown = self.values[:MAX_HEADS, start:, start:]
+        props = {
+            "attention": np.round(shown.astype(np.float64), 4).tolist(),
+            "attentionHeadNames": list(self.labels["head"][:MAX_HEADS]),
+            "tokens": [text.short(text.visible(token), 24) for token in self.labels["q_pos"][start:]],
+            "minValue": 0,
+            "maxValue": 1,
+            "positiveColor": "#08519c",
+            "maskUpperTri": self.causal,
+        }
+        return View("AttentionHeads", props, self._left_out(len(shown), start))
+
+    def sections(self) -> tuple[Section, ...]:
+        """Its page shows the view."""
+        from interp.page import Section
+
+        return (Section(self.title, (self.view(),), self.shows, self.caveat),)
+
+    def _left_out(self, drawn: int, start: int) -> str:
+        cuts = [f"the first {drawn} of {len(self.heads)} heads"] if drawn < len(self.heads) else []
+        cuts += [f"the last {MAX_TOKENS} of {start + MAX_TOKENS} tokens"] if start else []
+        return f"drawn: {', '.join(cuts)}" if cuts else ""
+
+
+def attention_patterns(model: HookedModel | Any, prompt: Prompt, heads: Sequence[Head] | None = None) -> PatternsResult:
+    """The attention of `heads`, given as (layer, head), on one prompt: `.values[head, q_pos, k_pos]`.
+
+    heads: all heads by default, layer by layer.
+
+    Raises:
+        LabError: a head that the model does not have, no head at all, or a prompt that it cannot take.
+    """
+    chosen = _checked(model, heads)
+    tokens = one_prompt(model, prompt)
+    names = {layer: Site("pattern", layer).hook_name for layer, _ in chosen}
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(tokens, names_filter=list(names.values()))
+        values = torch.stack([cache[names[layer]][0, head].float() for layer, head in chosen])
+    words = model.to_str_tokens(tokens[0])
+    return PatternsResult(
+        to_numpy(values),
+        chosen,
+        getattr(model.cfg, "attention_dir", "causal") == "causal",
+        labels={"head": [f"L{layer}H{head}" for layer, head in chosen], "q_pos": words, "k_pos": words},
+        provenance=provenance.of(model, prompts=tokens, site="pattern"),
+    )
+
+
+def _checked(model: HookedModel | Any, heads: Sequence[Head] | None) -> tuple[Head, ...]:
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    if heads is None:
+        return tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
+    chosen = tuple((int(layer), int(head)) for layer, head in heads)
+    if not chosen:
+        raise LabError("no heads given; expected (layer, head) pairs such as [(0, 1)], or None for all.")
+    for layer, head in chosen:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise LabError(
+                f"there is no head ({layer}, {head}): this model has layers 0 to {n_layers - 1} with heads 0 to "
+                f"{n_heads - 1}; give (layer, head)."
+            )
+    return chosen
