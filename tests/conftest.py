@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
@@ -16,7 +17,13 @@ from jaxtyping import install_import_hook
 install_import_hook(["interp", "models", "analyses"], "beartype.beartype")
 
 # One example builds and runs a model, so there are few of them and none has a deadline.
-_COMMON = {"deadline": None, "max_examples": 15, "suppress_health_check": [HealthCheck.too_slow]}
+_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)  # not "explain", which runs many more
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "max_examples": 12,
+    "phases": _PHASES,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 settings.register_profile("local", **_COMMON)
 settings.register_profile("ci", **_COMMON, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
