@@ -27,9 +27,14 @@ class TextMethods:
     """
 
     if TYPE_CHECKING:
-        cfg: TransformerConfig
-        device: torch.device
-        W_U: Tensor
+
+        @property
+        def cfg(self) -> TransformerConfig: ...
+        @property
+        def device(self) -> torch.device: ...
+        @property
+        def W_U(self) -> Tensor: ...
+
     tokenizer: Tokenizer | None
 
     def to_tokens(

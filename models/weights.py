@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class StackedWeights:
     """`model.W_Q` [layer head d_model d_head] and its kin; per layer they are views, `model.blocks[i].attn.W_Q`."""
 
-    blocks: nn.ModuleList
+    blocks: Any  # each has attn and, but for attention-only models, mlp
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        return self.embed.W_E  # type: ignore[attr-defined, no-any-return]
+        return self.embed.W_E  # type: ignore[attr-defined]
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        return self.pos_embed.W_pos.to(self.W_E)  # type: ignore[attr-defined, no-any-return]
+        return self.pos_embed.W_pos.to(self.W_E)  # type: ignore[attr-defined]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.unembed.W_U  # type: ignore[attr-defined, no-any-return]
+        return self.unembed.W_U  # type: ignore[attr-defined]
 
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
-        return self.unembed.b_U  # type: ignore[attr-defined, no-any-return]
+        return self.unembed.b_U  # type: ignore[attr-defined]
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:

@@ -1,0 +1,88 @@
+"""Every analysis gives the same numbers on TransformerLens's bridge and on our GPT of the same weights.
+
+Tolerance: 1e-4 absolute and relative, in float32. Activations agree to 2e-6 (tests/models/test_bridge.py); an
+analysis sums some hundred of them, and a normalised effect divides by a difference of two logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import analyses
+from interp.prompts import PromptPairs
+from models import GPT, load
+from models.bridge import Bridge
+from tests.checkpoints import FAMILIES, VOCAB, saved
+from tests.pairs import random_pairs
+
+Pair = tuple[GPT, Bridge]
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "mlp_post")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    directory = str(saved(request.param, tmp_path_factory.mktemp(request.param)))
+    return load(directory), load(directory, backend="transformer-lens")
+
+
+@pytest.fixture(scope="module", params=["left", "right"])
+def prompts(request: pytest.FixtureRequest) -> PromptPairs:
+    return random_pairs(3, lengths=(6, 4, 7), side=request.param, d_vocab=VOCAB)
+
+
+def _assert_same(pair: Pair, analysis: Callable[[Any], Any], *names: str) -> None:
+    ours, theirs = (analysis(model) for model in pair)
+    for name in names:
+        expected, got = getattr(ours, name), getattr(theirs, name)
+        assert np.abs(expected).max() > 1e-3, f"{name} is nothing to compare"
+        np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4, err_msg=name)
+    assert ours.labels == theirs.labels
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", SITES)
+def test_activation_patching(pair: Pair, prompts: PromptPairs, site: str, direction: str) -> None:
+    _assert_same(
+        pair,
+        lambda model: analyses.activation_patching(model, prompts, site=site, direction=direction, normalize=False),
+        *("values", "raw", "clean", "corrupted"),
+    )
+
+
+def test_logit_lens(pair: Pair) -> None:
+    tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(4))
+    _assert_same(pair, lambda model: analyses.logit_lens(model, tokens), "logits", "entropy", "kl")
+
+
+@pytest.mark.parametrize("component", ["attn_out", "mlp_out", "result"])
+def test_component_lens(pair: Pair, component: str) -> None:
+    tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(4))
+    _assert_same(pair, lambda model: analyses.component_lens(model, tokens, component), "logits")
+
+
+def test_head_attribution(pair: Pair, prompts: PromptPairs) -> None:
+    _assert_same(
+        pair,
+        lambda model: analyses.head_attribution(model, prompts),
+        *("values", "mlp", "other", "by_prompt", "logit_diff"),
+    )
+
+
+def test_neuron_and_source_attribution(pair: Pair, prompts: PromptPairs) -> None:
+    _assert_same(pair, lambda model: analyses.neuron_attribution(model, prompts), "values")
+    _assert_same(pair, lambda model: analyses.source_attribution(model, prompts), "values")
+
+
+def test_head_scores(pair: Pair) -> None:
+    _assert_same(pair, lambda model: analyses.head_scores(model, n=4), "previous", "duplicate", "induction")
+
+
+def test_the_comparison_of_the_two_finds_no_difference(pair: Pair) -> None:
+    tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(4))
+    difference = analyses.compare(*pair, tokens)
+    assert np.abs(difference.values).max() < 1e-4
