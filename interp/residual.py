@@ -165,7 +165,7 @@ class ResidualArithmetic:
         batch_slice: int | slice | Sequence[int] | None = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Float[Tensor, "component *batch_pos d_model"]:
+    ) -> Float[Tensor, "component *kept d_model"]:
         """The norm before `layer` (None: the final norm) as the linear map that it was for the whole stream.
 
         Centres (layer norm only), divides by the cached scale and multiplies by the gain. The norm's bias is
@@ -200,7 +200,7 @@ class ResidualArithmetic:
         pos_slice: PosSlice = None,
         batch_slice: int | slice | Sequence[int] | None = None,
         has_batch_dim: bool = True,
-    ) -> Float[Tensor, "component *batch_pos"]:
+    ) -> Float[Tensor, "component *kept"]:
         """Each component's share of a logit, or of the difference from `incorrect_tokens`' logit.
 
         tokens: a token string, an id, or ids of shape [batch] or [batch pos]. With a full decomposition,
