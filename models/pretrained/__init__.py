@@ -18,7 +18,7 @@ from interp.errors import choose
 from models.devices import available, dtype_of
 from models.gpt import GPT
 from models.pretrained import huggingface, native
-from models.pretrained.locate import Checkpoint, locate, zoo_names
+from models.pretrained.places import Checkpoint, locate, zoo_names
 from models.pretrained.tensors import read_json
 from models.tokenizers import NoTokenizerError, Tokenizer
 

@@ -11,7 +11,7 @@ import torch
 from models.pretrained import native
 from models.pretrained.export import to_huggingface
 from models.pretrained.huggingface import check_plain, dtype_of
-from models.pretrained.locate import Checkpoint
+from models.pretrained.places import Checkpoint
 from models.pretrained.tensors import read_json
 from models.tokenizers import Tokenizer
 

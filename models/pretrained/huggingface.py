@@ -15,7 +15,7 @@ from models.pretrained.assemble import fill, hollow
 from models.pretrained.family import TRY_THE_BRIDGE, Family
 from models.pretrained.gpt2 import GPT2
 from models.pretrained.llama import LLAMA
-from models.pretrained.locate import Checkpoint
+from models.pretrained.places import Checkpoint
 from models.pretrained.tensors import StoredTensors, open_tensors
 from models.tokenizers import Tokenizer
 

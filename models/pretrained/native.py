@@ -22,7 +22,7 @@ from models.gpt import GPT
 from models.pretrained.assemble import fill, hollow
 from models.pretrained.family import Entry
 from models.pretrained.folders import replace_folder
-from models.pretrained.locate import Checkpoint
+from models.pretrained.places import Checkpoint
 from models.pretrained.tensors import open_file, open_tensors
 from models.tokenizers import Tokenizer
 

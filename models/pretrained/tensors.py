@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,10 +168,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _load_bin(path: Path) -> dict[str, Tensor]:
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _tensors_in(path)
     except pickle.UnpicklingError as error:
         raise refuse_pickle(path) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
@@ -178,3 +176,12 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise LabError(f"{str(path)!r} holds no plain table of tensors; expected the state dict of a model.")
     return content
+
+
+def _tensors_in(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols, before the error that counts
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)

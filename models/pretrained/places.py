@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp.errors import LabError, did_you_mean
+from interp.errors import LabError, UnknownModelError, did_you_mean
 from models.pretrained.tensors import PICKLES, refuse_pickle
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
@@ -39,21 +39,21 @@ def locate(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
     """Find the checkpoint that a name or a path means.
 
     Raises:
-        LabError: nothing there; the message says where was looked, and names the near misses.
+        UnknownModelError: nothing there; the message says where was looked, and names the near misses.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if (path / "config.json").is_file():
+    if name.strip() and (path / "config.json").is_file():
         return Checkpoint(path, path.resolve().name, revision, step=revision)
     if name in zoo_names():
         return Checkpoint(ZOO / name, name, revision, step=revision)
-    if path.is_dir():
+    if name.strip() and path.is_dir():
         raise LabError(f"no config.json in {name!r}; expected a directory with config.json and model.safetensors.")
     if path.is_file():
         if path.suffix in PICKLES:
             raise refuse_pickle(path)
         raise LabError(f"{name!r} is a file; expected a directory with config.json and model.safetensors.")
     if name.startswith((".", "/", "~", "\\")) or name.endswith("/") or name.count("/") > 1 or not name.strip():
-        raise LabError(f"no directory {name!r}.{_from_the_zoo(name)}")
+        raise UnknownModelError(f"no directory {name!r}.{_from_the_zoo(name)}")
     return _from_hub(name, revision)
 
 
@@ -71,10 +71,12 @@ def _from_hub(name: str, revision: str | None) -> Checkpoint:
             directory = fetch([*_CONFIG_AND_TOKENIZER, *_BIN])
     except LocalEntryNotFoundError as error:
         why = "the Hugging Face hub cannot be reached and has left no copy on this machine"
-        raise LabError(f"no model {name!r}: no such directory, not in the zoo, {why}.{_from_the_zoo(name)}") from error
+        raise UnknownModelError(
+            f"no model {name!r}: no such directory, not in the zoo, {why}.{_from_the_zoo(name)}"
+        ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         why = str(error).strip().partition("\n")[0]
-        raise LabError(
+        raise UnknownModelError(
             f"no model {name!r}: no such directory, not in the zoo, and the Hugging Face hub says: {why}"
             f"{_from_the_zoo(name)}"
         ) from error
