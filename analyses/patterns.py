@@ -24,10 +24,9 @@ from interp.contract import HookedModel
 from interp.errors import LabError
 from interp.results import Result, to_numpy
 from interp.sites import Site
+from interp.style import SHARE
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from interp.page import Section, View
 
 Head = tuple[int, int]
@@ -48,19 +47,11 @@ class PatternsResult(Result):
     shows = "where each head looks from each position: rows are queries, columns are keys"
     caveat = "What a head moves from where it looks, and whether anything later reads it, is not seen."
     unit = "attention"
+    scale = SHARE
 
     values: Float[np.ndarray, "head q_pos k_pos"]
     heads: tuple[Head, ...]
     causal: bool
-
-    def plot(self) -> go.Figure:
-        """A heatmap for each head, on one scale from 0 to 1."""
-        from interp.pictures import SHARE, Axis, facets
-
-        sides = [
-            Axis(name, n, self.labels[name]) for name, n in zip(self.axes_of("values"), self.values.shape, strict=True)
-        ]
-        return facets(self.values, *sides, title=self.title, unit=self.unit, scale=SHARE)
 
     def view(self) -> View:
         """circuitsvis's attention view: a small map per head, the chosen one large. Draws `MAX_HEADS` heads, and the

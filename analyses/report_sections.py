@@ -13,6 +13,8 @@ from interp.page import Markup, Page, Plot, Section
 from interp.pictures import SIGNED, Axis
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from analyses.patching import PatchingResult
     from analyses.report import Findings
     from interp.results import Extreme
@@ -55,7 +57,7 @@ def task(findings: Findings) -> Section:
     blocks = [_pair(findings, i) for i in range(count)]
     if count < len(findings.pairs):
         blocks.append(Markup(f'<p class="note">The first {count} of {len(findings.pairs)} pairs.</p>'))
-    shows = "Pairs of prompts that differ only where marked; right and wrong are the answers that the metric compares."
+    shows = "Pairs of prompts that differ only where marked, and the right answer to the clean one against the wrong."
     return Section("The task", blocks, shows)
 
 
@@ -64,13 +66,14 @@ def _pair(findings: Findings, i: int) -> Markup:
     real = pairs.mask[i]
     clean, corrupted = pairs.clean[i][real], pairs.corrupted[i][real]
     differ = (clean != corrupted).nonzero()[:, 0].tolist()
-    answers = {
-        role: markup.tokens(example_words(findings, ids[ids >= 0]))
-        for role, ids in (("right", pairs.right[i]), ("wrong", pairs.wrong[i]))
-    }
-    prompts = (("clean", clean), ("corrupted", corrupted))
-    rows = [(role, markup.tokens(example_words(findings, tokens), differ)) for role, tokens in prompts]
-    return markup.roles([*rows, *answers.items()])
+    right, wrong = (example_words(findings, ids[ids >= 0]) for ids in (pairs.right[i], pairs.wrong[i]))
+    return markup.roles(
+        [
+            ("clean", markup.tokens(example_words(findings, clean), differ)),
+            ("corrupted", markup.tokens(example_words(findings, corrupted), differ)),
+            ("answer", markup.answers(right, wrong)),
+        ]
+    )
 
 
 def baselines(findings: Findings) -> Section:
@@ -125,23 +128,17 @@ def patching(findings: Findings) -> Section:
         for site, result in findings.patching.items()
     ]
     first = next(iter(findings.patching.values()))
-    return Section("Activation patching", blocks, _what_patching_shows(first), first.caveat)
+    scale = "0 is the corrupted run, 1 the clean run" if first.normalized else f"in units of {first.metric}"
+    shows = f"how far one activation of the clean run, put into the corrupted run, brings the metric back; {scale}"
+    return Section("Activation patching", blocks, shows, first.caveat)
 
 
 def _named(entries: tuple[Extreme, ...]) -> str:
     return ", ".join(f"{entry.place} {text.number(entry.value)}" for entry in entries)
 
 
-def _what_patching_shows(result: PatchingResult) -> str:
-    scale = "0 is the corrupted run, 1 the clean run" if result.normalized else f"in units of {result.metric}"
-    return f"how far one activation of the clean run, put into the corrupted run, brings the metric back; {scale}"
-
-
-def _patching_figure(site: str, result: PatchingResult) -> object:
-    axes = result.axes_of("values")
-    rows, columns = (Axis(a, n, result.labels.get(a)) for a, n in zip(axes, result.values.shape, strict=True))
-    unit = "share restored" if result.normalized else result.metric
-    return pictures.heatmap(result.values, rows, columns, title=_SITES[site], unit=unit, scale=SIGNED)
+def _patching_figure(site: str, result: PatchingResult) -> go.Figure:
+    return result.plot().update_layout(title={"text": _SITES[site]})
 
 
 def heads(findings: Findings) -> Section:

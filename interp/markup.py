@@ -21,6 +21,12 @@ def tokens(words: Sequence[str], marked: Collection[int] = ()) -> Markup:
     return Markup(f'<p class="tokens">{spans}{_more(len(words))}</p>')
 
 
+def answers(right: Sequence[str], wrong: Sequence[str]) -> Markup:
+    """The right answers, then "not" and the wrong ones."""
+    sides = ("".join(_token(word, role) for word in words) for role, words in (("right", right), ("wrong", wrong)))
+    return Markup(f'<p class="tokens">{"<span class=note> not </span>".join(sides)}</p>')
+
+
 def colored_tokens(
     words: Sequence[str], values: Float[np.ndarray, "pos"], unit: str = "", reach: float | None = None
 ) -> Markup:

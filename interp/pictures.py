@@ -203,14 +203,15 @@ def of_result(result: Result, of: str | None = None) -> go.Figure:
     """
     name = of or result.primary
     axes, values = result.axes_of(name), getattr(result, name)
+    scale = result.scale or suited(values)
     sides = [Axis(a, n, result.labels.get(a)) for a, n in zip(axes, values.shape, strict=True)]
     if len(sides) == 1:
         names = [text.place([(axes[0], result.coordinate(axes[0], i))]) for i in range(sides[0].size)]
         return bars(values, names, title=result.title, unit=result.unit)
     if len(sides) == 2:
-        return heatmap(values, sides[0], sides[1], title=result.title, unit=result.unit, scale=suited(values))
+        return heatmap(values, sides[0], sides[1], title=result.title, unit=result.unit, scale=scale)
     if len(sides) == 3:
-        return facets(values, sides[0], sides[1], sides[2], title=result.title, unit=result.unit, scale=suited(values))
+        return facets(values, sides[0], sides[1], sides[2], title=result.title, unit=result.unit, scale=scale)
     raise LabError(
         f"{type(result).__name__}.{name} has the axes [{' '.join(axes)}]; expected one to three. "
         "Choose a part of it, or use to_dataframe() and a picture of your own"

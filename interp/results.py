@@ -43,6 +43,7 @@ from interp import axes as _axes
 from interp import storage, text
 from interp.errors import LabError, choose
 from interp.provenance import Provenance
+from interp.style import Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +77,8 @@ class Result:
     """Base of all results; see the module's docstring for how to write one.
 
     Class attributes that a subclass may set: `title`, `shows` and `caveat` (one sentence each, for its page:
-    what is seen, what it does not show), `primary` (the array that `top` and `plot` read by default), `unit`
-    (what its numbers are, e.g. "logit difference").
+    what is seen, what to mind about it), `primary` (the array that `top` and `plot` read by default), `unit` (what its
+    numbers are, e.g. "logit difference"), `scale` (how they are coloured, see `interp.style`).
 
     Raises:
         LabError: at construction, when arrays, axes and labels do not fit together.
@@ -88,6 +89,7 @@ class Result:
     caveat: ClassVar[str] = ""
     primary: ClassVar[str] = "values"
     unit: ClassVar[str] = ""
+    scale: ClassVar[Scale | None] = None
 
     axes: tuple[str, ...] = field(default=(), kw_only=True)
     labels: Labels = field(default_factory=dict, kw_only=True)

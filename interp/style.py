@@ -104,7 +104,7 @@ def suited(values: Num[np.ndarray, "..."]) -> Scale:
     return SIGNED if np.nanmin(values, initial=0.0) < 0 else AMOUNT
 
 
-def dress(figure: go.Figure, title: str, note: str, height: float) -> go.Figure:
+def dress(figure: go.Figure, title: str, note: str, height: int) -> go.Figure:
     """The lab's look: title and note on the left, no background, room for the labels."""
     heading = {"text": text.escape(title), "x": 0, "xref": "paper", "font": {"size": 15}}
     if note:
@@ -112,7 +112,7 @@ def dress(figure: go.Figure, title: str, note: str, height: float) -> go.Figure:
     figure.update_layout(
         template="none",
         title=heading,
-        height=int(height),
+        height=height,
         margin={"l": 70, "r": 20, "t": 40 + 15 * bool(title) + 15 * bool(note), "b": 70},
         font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",

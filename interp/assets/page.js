@@ -2,7 +2,14 @@
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  // plotly's own bar offers to send the chart to its makers' server; a page that keeps to itself does not.
+  const config = {
+    displaylogo: false,
+    responsive: true,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+  };
   const drawings = [];
 
   const read = (element) => JSON.parse(element.textContent);

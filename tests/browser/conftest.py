@@ -23,30 +23,42 @@ FLAGS = (
 
 @dataclass
 class Shown:
-    """A page that is open in the browser."""
+    """A page that is open in the browser, and what the browser noticed until it was drawn.
+
+    complaints: the errors in the console; what the page's policy forbids is one. requests: the addresses that the
+    page asked for and was not forbidden to; what lies in the page itself needs no asking.
+    """
 
     driver: Any
+    complaints: list[str]
+    requests: list[str]
 
     def js(self, body: str) -> Any:
         """What a piece of JavaScript returns in the page."""
         return self.driver.execute_script(body)
 
-    def complaints(self) -> list[str]:
-        """Everything the console says at the level of a warning that names the policy, or of an error."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def requests(self) -> list[str]:
-        """The addresses that were asked for since the last call, the page itself left out."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [url for url in sent if not url.startswith(("file:", "data:"))]
+def open_page(driver: Any, path: Path) -> Shown:
+    """Open a file, and wait until it says that it has drawn itself."""
+    driver.get_log("performance")
+    driver.get_log("browser")
+    driver.get(path.as_uri())
+    deadline = time.monotonic() + SECONDS
+    while not driver.execute_script("return document.documentElement.dataset.drawn === 'true'"):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not drawn after {SECONDS} s; console: {driver.get_log('browser')}")
+        time.sleep(0.1)
+    complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    return Shown(driver, complaints, _requests(driver, path))
 
-    def screenshot(self, path: Path) -> None:
-        """What the whole page looks like, taken in real time."""
-        height = self.js("return document.documentElement.scrollHeight")
-        self.driver.set_window_size(1280, height + 150)
-        time.sleep(1.0)
-        self.driver.save_screenshot(str(path))
+
+def _requests(driver: Any, page: Path) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    sent = {m["params"]["requestId"]: m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    failed = [m["params"] for m in messages if m["method"] == "Network.loadingFailed"]
+    forbidden = {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
+    urls = [params["request"]["url"] for name, params in sent.items() if name not in forbidden]
+    return [url for url in urls if url != page.as_uri() and not url.startswith(("data:", "blob:"))]
 
 
 @pytest.fixture(scope="session")
@@ -73,15 +85,6 @@ def show(driver: Any, tmp_path: Path) -> Callable[[str], Shown]:
     def opened(page: str) -> Shown:
         path = tmp_path / "page.html"
         path.write_text(page, encoding="utf-8")
-        driver.set_window_size(1280, 1000)
-        driver.get_log("performance")
-        driver.get_log("browser")
-        driver.get(path.as_uri())
-        deadline = time.monotonic() + SECONDS
-        while not driver.execute_script("return document.documentElement.dataset.drawn === 'true'"):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not drawn after {SECONDS} s; console: {driver.get_log('browser')}")
-            time.sleep(0.1)
-        return Shown(driver)
+        return open_page(driver, path)
 
     return opened

@@ -88,7 +88,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "grid.safetensors"
     grid().save(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(LabError, match="grid.safetensors"):
+    with pytest.raises(LabError, match=r"grid\.safetensors"):
         Result.load(path)
 
 
@@ -185,7 +185,7 @@ def test_the_plain_data_is_strict_json() -> None:
 
 
 def test_an_unknown_array_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(LabError, match="unknown array 'value'.*closest: 'values'"):
+    with pytest.raises(LabError, match=r"unknown array 'value'.*closest: 'values'"):
         grid().top(of="value")
 
 
