@@ -13,6 +13,10 @@ class LabError(Exception):
     """The lab cannot do what was asked; the message says why and what to try."""
 
 
+class UnknownModelError(LabError):
+    """A name under which there is no model."""
+
+
 class UnknownHookError(LabError, KeyError):
     """A hook name that the model does not have."""
 
