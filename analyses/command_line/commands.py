@@ -1,0 +1,187 @@
+"""One command per analysis: options in, the analysis, its view out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from analyses.command_line.kinds import BACKEND, DIRECTION, SITE, Name
+from analyses.command_line.options import (
+    DEFAULT_TASK,
+    ModelChoice,
+    OnePrompt,
+    Output,
+    Pairs,
+    axis_names,
+    metric_option,
+    misuse,
+    model_options,
+    output_options,
+    pairs_options,
+    prompt_options,
+    top_option,
+)
+
+RESULT_FILES = (".html", ".safetensors", ".csv", ".json")
+
+
+def _components() -> tuple[str, ...]:
+    from analyses.lens import COMPONENTS
+
+    return ("resid", *COMPONENTS)
+
+
+@click.command()
+@model_options
+@prompt_options
+@click.option("--right", "--answer", "answer", metavar="TOKEN", help="Follow this token's rank and probability.")
+@click.option("--layer", type=click.IntRange(min=0), help="Show every position after this layer.")
+@click.option("--of", type=Name("component", _components), default="resid", help="resid, attn_out, mlp_out or result.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many tokens to list.")
+@output_options(*RESULT_FILES)
+def lens(
+    chosen: ModelChoice, prompt: OnePrompt, answer: str | None, layer: int | None, of: str, top: int, output: Output
+) -> None:
+    """What the model would predict after each layer (the logit lens).
+
+    --json and --out FILE.json hold the likeliest tokens instead of all logits; FILE.safetensors holds everything.
+    """
+    from analyses import component_lens, logit_lens
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import component_document, component_view, lens_document, lens_view
+
+    if of != "resid" and (answer is not None or layer is not None):
+        raise misuse("--right and --layer go with the residual stream; expected no --of beside them.")
+    model = chosen.load()
+    if layer is not None and layer >= model.cfg.n_layers:
+        raise misuse(f"--layer {layer}: {model.cfg.model_name!r} has layers 0 to {model.cfg.n_layers - 1}.")
+    row = prompt.read(model)
+    if of != "resid":
+        part = _with_task(component_lens(model, row, of), prompt)
+        deliver(output, component_document(model, part, top), component_view(model, part, top), part)
+        return
+    token = None if answer is None else prompt.answer(model, answer)
+    found = _with_task(logit_lens(model, row), prompt)
+    deliver(output, lens_document(model, found, token, top), lens_view(model, found, layer, token, top), found)
+
+
+@click.command()
+@model_options
+@pairs_options
+@metric_option
+@click.option("--site", type=SITE, default="resid_pre", show_default=True, help="What is patched: resid_pre, z, ...")
+@click.option("--direction", type=DIRECTION, default="denoise", show_default=True)
+@click.option("--by", help="Axes to tell apart, of layer, head and pos, such as layer,head.  [default: two of them]")
+@click.option("--raw", is_flag=True, help="The metric itself, not its share between the baselines.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts in one forward.")
+@top_option
+@output_options(*RESULT_FILES)
+def patch(
+    chosen: ModelChoice,
+    prompts: Pairs,
+    metric: str,
+    site: str,
+    direction: str,
+    by: str | None,
+    raw: bool,
+    batch_size: int | None,
+    top: int,
+    output: Output,
+) -> None:
+    """Put activations of one run into another, and see what comes back (activation patching)."""
+    from analyses import activation_patching
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import patching_view
+
+    axes = None if by is None else axis_names(by)
+    model = chosen.load()
+    found = activation_patching(
+        model, prompts.read(model), site, metric, direction, normalize=not raw, by=axes, batch_size=batch_size
+    )
+    found = _with_task(found, prompts)
+    deliver(output, found.to_dict(), patching_view(found, top), found)
+
+
+@click.command()
+@model_options
+@pairs_options
+@click.option("--by", type=Name("part", lambda: ("head", "neuron", "source")), default="head", show_default=True)
+@top_option
+@output_options(*RESULT_FILES)
+def attribute(chosen: ModelChoice, prompts: Pairs, by: str, top: int, output: Output) -> None:
+    """What each part of the model itself writes towards the right answer (direct logit attribution).
+
+    --by head also lists MLPs, embeddings and biases; --by source tells heads apart by the position they read.
+    """
+    from analyses import head_attribution, neuron_attribution, source_attribution
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import attribution_view, result_view
+
+    model = chosen.load()
+    pairs = prompts.read(model)
+    if by == "head":
+        parts = _with_task(head_attribution(model, pairs), prompts)
+        deliver(output, parts.to_dict(), attribution_view(parts, top), parts)
+        return
+    analysis = {"neuron": neuron_attribution, "source": source_attribution}[by]
+    found = _with_task(analysis(model, pairs), prompts)
+    deliver(output, found.to_dict(), result_view(found, top), found)
+
+
+@click.command()
+@model_options
+@click.option("-n", "--n", type=click.IntRange(min=1), default=16, show_default=True, help="How many rows of tokens.")
+@click.option("--length", type=click.IntRange(min=2), help="Of the block that is repeated.  [default: what fits]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random tokens.")
+@top_option
+@output_options(*RESULT_FILES)
+def heads(chosen: ModelChoice, n: int, length: int | None, seed: int, top: int, output: Output) -> None:
+    """Which heads attend to the previous token, an equal one, or the one after it (induction)."""
+    from analyses import head_scores
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import scores_view
+
+    found = head_scores(chosen.load(), n=n, length=length, seed=seed)
+    deliver(output, found.to_dict(), scores_view(found, top), found)
+
+
+@click.command()
+@model_options
+@prompt_options
+@click.option("--with", "other", help="The other model.  [default: the same]")
+@click.option("--with-backend", type=BACKEND, default="native", show_default=True)
+@click.option("--with-revision", help="A version of the other model's weights.")
+@top_option
+@output_options(*RESULT_FILES)
+def compare(
+    chosen: ModelChoice,
+    prompt: OnePrompt,
+    other: str | None,
+    with_backend: str,
+    with_revision: str | None,
+    top: int,
+    output: Output,
+) -> None:
+    """Two models on the same tokens: where their activations part, and how far their predictions are."""
+    from analyses import compare as compare_models
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import comparison_view
+
+    model = chosen.load()
+    second = replace(chosen, model=other or chosen.model, backend=with_backend, revision=with_revision).load()
+    found = _with_task(compare_models(model, second, prompt.read(model)), prompt)
+    deliver(output, found.to_dict(), comparison_view(found, top), found)
+
+
+def _with_task(result: Any, prompts: Pairs | OnePrompt) -> Any:
+    """The result, its provenance telling which task its prompts were drawn from."""
+    if prompts.prompt:
+        return result
+    known = result.provenance
+    settings = {**known.settings, "task": prompts.task or DEFAULT_TASK}
+    return replace(result, provenance=replace(known, settings=settings, seed=prompts.seed))
+
+
+COMMANDS = (lens, patch, attribute, heads, compare)

@@ -1,0 +1,99 @@
+"""Kinds of option values, checked while the command line is read: a wrong one is bad usage, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import click
+
+from interp.errors import LabError, choose, did_you_mean
+from interp.files import check_writable
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+BACKENDS = ("native", "transformer-lens")
+
+
+class Name(click.ParamType):
+    """One of the names that `known()` gives, which is asked only when a command runs."""
+
+    def __init__(self, kind: str, known: Callable[[], Collection[str]]) -> None:
+        self.name, self.known = kind, known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return choose(self.name, value, self.known())
+        except LabError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class Device(click.ParamType):
+    """A device as torch names it; whether it is there is for the run to find out."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
+            near = did_you_mean(value, ("cpu", "cuda", "cuda:0", "mps"))
+            self.fail(f"unknown device {value!r}.{near}  expected cpu, cuda, cuda:1 or mps.", param, ctx)
+        return str(value)
+
+
+class OutputFile(click.ParamType):
+    """A file that can be written, with one of some suffixes."""
+
+    name = "file"
+
+    def __init__(self, *suffixes: str) -> None:
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.suffix not in self.suffixes:
+            self.fail(f"{str(path)!r} ends in {path.suffix!r}; expected {' or '.join(self.suffixes)}.", param, ctx)
+        try:
+            return check_writable(path)
+        except LabError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class OutputFolder(click.ParamType):
+    """A folder that is there, or can be made."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value).expanduser().absolute()
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not nearest.is_dir():
+            self.fail(f"cannot make the folder {str(path)!r}: {str(nearest)!r} is a file.", param, ctx)
+        try:
+            check_writable(nearest / "new")
+        except LabError as problem:
+            self.fail(str(problem), param, ctx)
+        return path
+
+
+def _metrics() -> list[str]:
+    from interp.metrics import NAMED
+
+    return [*NAMED, "kl"]
+
+
+def _tasks() -> tuple[str, ...]:
+    from interp.tasks import NAMES
+
+    return NAMES
+
+
+def _sites() -> list[str]:
+    from interp.sites import KINDS
+
+    return [name for name, kind in KINDS.items() if kind.per_layer]
+
+
+METRIC, TASK, SITE = Name("metric", _metrics), Name("task", _tasks), Name("site", _sites)
+DIRECTION = Name("direction", lambda: ("denoise", "noise"))
+DTYPE, BACKEND = Name("dtype", lambda: DTYPES), Name("backend", lambda: BACKENDS)

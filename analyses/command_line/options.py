@@ -1,0 +1,260 @@
+"""The options that commands share, and what their values mean.
+
+Each bundle of options reaches a command as one frozen value: `ModelChoice`, `Pairs`, `OnePrompt`, `Output`. What can be
+checked without a model is checked before any work, and is bad usage (exit code 2). Nothing here needs torch before a
+command runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from analyses.command_line.kinds import BACKEND, DTYPE, METRIC, TASK, Device, Name, OutputFile
+from interp.errors import LabError
+
+if TYPE_CHECKING:
+    from interp.prompts import PromptPairs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEFAULT_MODEL, DEFAULT_TASK = "town", "ioi"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how it is to run."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+    revision: str | None
+    backend: str = "native"
+
+    def load(self) -> Any:
+        """The model, by the loader that the program brought (see `analyses.cli`).
+
+        Raises:
+            LabError: there is no such model, it cannot be read, or the device is not there.
+        """
+        return click.get_current_context().obj(self)
+
+
+@dataclass(frozen=True)
+class Output:
+    """json: one JSON document on stdout instead of tables. out: a file to write as well."""
+
+    json: bool
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of prompts: a task's, or those of the command line, one --corrupted, --right and --wrong for each --prompt.
+
+    Raises:
+        click.UsageError: at construction, when the options do not fit together.
+    """
+
+    task: str | None
+    n: int
+    seed: int
+    prompt: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+    ids: bool
+
+    def __post_init__(self) -> None:
+        counts = {name: len(getattr(self, name)) for name in ("prompt", "corrupted", "right", "wrong")}
+        if self.task and any(counts.values()):
+            raise misuse("--task brings its own prompts; expected either --task or --prompt, not both.")
+        if len(set(counts.values())) > 1:
+            given = ", ".join(f"{count} --{name}" for name, count in counts.items())
+            raise misuse(f"{given}; expected as many of each.")
+        if self.ids:
+            if not self.prompt:
+                raise misuse("--ids says that the prompts are token ids, but there is no --prompt.")
+            for name in counts:
+                for text in getattr(self, name):
+                    token_ids(text)
+
+    def read(self, model: Any) -> PromptPairs:
+        """The pairs for this model.
+
+        Raises:
+            LabError: prompts or answers that the model cannot take.
+        """
+        from interp import tasks
+        from interp.prompts import PromptPairs
+
+        if self.prompt and not self.ids:
+            check_text(model)
+        if not self.prompt:
+            return tasks.get(self.task or DEFAULT_TASK)(model, n=self.n, seed=self.seed)
+        if not self.ids:
+            return PromptPairs.from_text(model, self.prompt, self.corrupted, self.right, self.wrong)
+        sides = (self.prompt, self.corrupted, self.right, self.wrong)
+        clean, corrupted, right, wrong = ([token_ids(text) for text in side] for side in sides)
+        return PromptPairs.from_tokens(clean, corrupted, right, wrong, model=model)
+
+
+@dataclass(frozen=True)
+class OnePrompt:
+    """One prompt: that of the command line, or a task's first.
+
+    Raises:
+        click.UsageError: at construction, when the options do not fit together.
+    """
+
+    task: str | None
+    seed: int
+    prompt: str | None
+    ids: bool
+
+    def __post_init__(self) -> None:
+        if self.task and self.prompt is not None:
+            raise misuse("--task brings its own prompt; expected either --task or --prompt, not both.")
+        if self.ids and self.prompt is None:
+            raise misuse("--ids says that the prompt is token ids, but there is no --prompt.")
+        if self.ids and self.prompt is not None:
+            token_ids(self.prompt)
+
+    def read(self, model: Any) -> Any:
+        """Text, or a row of token ids."""
+        import torch
+
+        from interp import tasks
+
+        if self.prompt is None:
+            pairs = tasks.get(self.task or DEFAULT_TASK)(model, n=1, seed=self.seed)
+            return pairs.clean[0][pairs.mask[0]]
+        if not self.ids:
+            check_text(model)
+        return torch.tensor(token_ids(self.prompt), dtype=torch.long) if self.ids else self.prompt
+
+    def answer(self, model: Any, text: str) -> int:
+        """The token of an answer to the prompt.
+
+        Raises:
+            LabError: it is not one token, or not one of the model's.
+        """
+        from interp.prompt_text import answer_ids
+
+        if self.ids:
+            [token] = token_ids(text) if len(token_ids(text)) == 1 else [-1]
+        else:
+            [token] = answer_ids(model, self.prompt or "", text)
+        if not 0 <= token < model.cfg.d_vocab:
+            raise LabError(f"the answer {text!r} is not one token id from 0 to {model.cfg.d_vocab - 1}.")
+        return token
+
+
+def check_text(model: Any) -> None:
+    """Raises:
+    LabError: the model takes no text.
+    """
+    if model.tokenizer is None:
+        raise LabError(
+            f"the model {model.cfg.model_name!r} has no tokenizer, so it takes no text; "
+            "give token ids, as in --ids --prompt '3 1 2'."
+        )
+
+
+def axis_names(text: str) -> list[str]:
+    """The axes in a text such as "layer,head".
+
+    Raises:
+        click.UsageError: one of them is none.
+    """
+    axis = Name("axis", lambda: ("layer", "head", "pos"))
+    return [axis.convert(name.strip(), None, click.get_current_context(silent=True)) for name in text.split(",")]
+
+
+def token_ids(text: str) -> list[int]:
+    """The numbers in a text such as "3 1 2" or "3,1,2".
+
+    Raises:
+        click.UsageError: something else is in it.
+    """
+    words = text.replace(",", " ").split()
+    if not all(re.fullmatch(r"-?\d{1,18}", word) for word in words):
+        raise misuse(f"--ids expects token ids such as '3 1 2'; given {text!r}.")
+    return [int(word) for word in words]
+
+
+def misuse(message: str) -> click.UsageError:
+    """The error of options that do not fit together."""
+    return click.UsageError(message, click.get_current_context(silent=True))
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    return click.option(*names, **settings)
+
+
+_TASK = _option("--task", type=TASK, help=f"Prompts of a task: ioi, greater_than, ...  [default: {DEFAULT_TASK}]")
+_SEED = _option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn.")
+_N = _option(
+    "-n", "--n", type=click.IntRange(min=1), default=32, show_default=True, help="How many prompts of the task."
+)
+_IDS = _option("--ids", is_flag=True, help="Prompts and answers are token ids, such as '3 1 2'.")
+_MODEL = (
+    _option("--model", default=DEFAULT_MODEL, show_default=True, help="A zoo model, a directory, or a hub id."),
+    _option("--device", type=Device(), help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
+    _option("--dtype", type=DTYPE, help="float32, bfloat16, ...  [default: the checkpoint's]"),
+    _option("--revision", help="A version of the weights, such as step-400."),
+)
+_BACKEND = _option("--backend", type=BACKEND, default="native", show_default=True, help="native or transformer-lens.")
+_PAIRS = (
+    _TASK,
+    _N,
+    _SEED,
+    _option("--prompt", multiple=True, metavar="TEXT", help="A clean prompt; may be given several times."),
+    _option("--corrupted", multiple=True, metavar="TEXT", help="Its counterpart, of as many tokens."),
+    _option("--right", "--answer", "right", multiple=True, metavar="TOKEN", help="The right answer, as in ' Mary'."),
+    _option("--wrong", multiple=True, metavar="TOKEN", help="A wrong answer, as in ' John'."),
+    _IDS,
+)
+_ONE_PROMPT = (_TASK, _SEED, _option("--prompt", metavar="TEXT", help="The prompt."), _IDS)
+_JSON = _option("--json", "json", is_flag=True, help="One JSON document on stdout, and nothing else there.")
+metric_option = _option(
+    "--metric", type=METRIC, default="logit_diff", show_default=True, help="What is measured: logit_diff, prob, kl, ..."
+)
+top_option = _option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
+
+
+def _bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Add options to a command, and hand it their values as one `kind` under `name`."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def bundled(**given: Any) -> Any:
+            values = {option: given.pop(option) for option in added}
+            return command(**given, **{name: kind(**values)})
+
+        decorated: Any = bundled
+        known = len(getattr(bundled, "__click_params__", ()))
+        for option in reversed(options):
+            decorated = option(decorated)
+        added = [parameter.name for parameter in decorated.__click_params__[known:]]
+        return decorated
+
+    return decorate
+
+
+model_options = _bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
+native_model_options = _bundle(ModelChoice, "chosen", *_MODEL)
+pairs_options = _bundle(Pairs, "prompts", *_PAIRS)
+prompt_options = _bundle(OnePrompt, "prompt", *_ONE_PROMPT)
+json_option = _bundle(Output, "output", _JSON)
+
+
+def output_options(*suffixes: str) -> Callable[[Command], Command]:
+    """--json, and --out for files of these kinds."""
+    out = _option("--out", type=OutputFile(*suffixes), help=f"A file to write as well: {', '.join(suffixes)}.")
+    return _bundle(Output, "output", out, _JSON)
