@@ -14,20 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from analyses.labels import token_texts
 from interp import provenance
 from interp.cache import ActivationCache
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
-from interp.results import Result
+from interp.results import Result, to_numpy
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Prompt = str | Int[Tensor, "pos"] | Int[Tensor, "1 pos"]
+LIKELY = 5
 COMPONENTS = ("attn_out", "mlp_out", "result")
 
 
@@ -36,7 +41,8 @@ class LensResult(Result):
     """What each layer would predict at each position of one prompt.
 
     logits: the lens. entropy: of each prediction, in nats. kl: KL(final || row), in nats. `layer` is labelled
-    "embed", then by block: its row is the stream after it.
+    "embed", then by block: its row is the stream after it. likely: the text of the likeliest tokens, the likeliest
+    first.
     """
 
     title = "Logit lens"
@@ -49,6 +55,13 @@ class LensResult(Result):
     entropy: Float[np.ndarray, "layer pos"]
     kl: Float[np.ndarray, "layer pos"]
     tokens: Int[np.ndarray, "pos"]
+    likely: Shaped[np.ndarray, "layer pos rank"]
+
+    def plot(self) -> go.Figure:
+        """The likeliest token in each cell, coloured by its probability, and its rivals on hover."""
+        from analyses.lens_picture import lens_figure
+
+        return lens_figure(self)
 
     def probabilities(self) -> Float[np.ndarray, "layer pos d_vocab"]:
         return np.exp(_log_softmax(self.logits))
@@ -108,10 +121,11 @@ def logit_lens(model: HookedModel | Any, prompt: Prompt) -> LensResult:
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         kl = (log_probs[-1].exp() * (log_probs[-1] - log_probs)).sum(-1)
     return LensResult(
-        logits,
-        entropy,
-        kl,
-        tokens[0],
+        to_numpy(logits),
+        to_numpy(entropy),
+        to_numpy(kl),
+        to_numpy(tokens[0]),
+        token_texts(model, to_numpy(logits.topk(min(LIKELY, logits.shape[-1])).indices)),
         labels={"layer": ["embed", *map(str, range(model.cfg.n_layers))], "pos": model.to_str_tokens(tokens[0])},
         provenance=provenance.of(model, prompts=tokens, site="resid_post"),
     )
@@ -133,9 +147,9 @@ def component_lens(model: HookedModel | Any, prompt: Prompt, component: str = "a
         _, cache = model.run_with_cache(tokens, names_filter=lambda name: _is_read(name, component))
         stack, labels = _components(cache, component)
         scaled = cache.apply_ln_to_stack(stack)[:, 0]
-        logits = (scaled @ model.W_U.to(scaled)).float()
+        logits = _at_least_float32(scaled @ model.W_U.to(scaled))
     return ComponentLensResult(
-        logits,
+        to_numpy(logits),
         labels={"component": labels, "pos": model.to_str_tokens(tokens[0])},
         provenance=provenance.of(model, prompts=tokens, site=component),
     )
@@ -162,7 +176,10 @@ def one_prompt(model: HookedModel | Any, prompt: Prompt) -> Int[Tensor, "1 pos"]
 
 
 def _unembed(model: HookedModel | Any, resid: Float[Tensor, "1 pos d_model"]) -> Float[Tensor, "1 pos d_vocab"]:
-    logits = model.unembed(model.ln_final(resid))
+    return _at_least_float32(model.unembed(model.ln_final(resid)))
+
+
+def _at_least_float32(logits: Float[Tensor, "*axes d_vocab"]) -> Float[Tensor, "*axes d_vocab"]:
     return logits.float() if logits.itemsize < 4 else logits
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses.lens_picture import lens_figure, token_texts
+from analyses.labels import token_texts
+from analyses.lens_picture import lens_figure
 from analyses.report import example_words, token_losses
 from interp import markup, pictures, text
 from interp.page import Markup, Page, Plot, Section
@@ -111,7 +112,7 @@ def lens(findings: Findings) -> Section:
         "Logit lens",
         [
             Plot(
-                lens_figure(findings.model, found, target=right),
+                lens_figure(found, right, names[0]).update_layout(title=None),
                 "hover over a cell for its five likeliest tokens and the rank of the right answer",
             ),
             Plot(answers, "both answers at the last position of the same prompt"),

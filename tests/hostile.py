@@ -32,9 +32,10 @@ def hostile_model() -> GPT:
     core.pre_tokenizer = pre_tokenizers.Split("|", "removed")
     core.decoder = decoders.Fuse()
     torch.manual_seed(0)
-    sizes = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_vocab": len(TOKENS), "n_ctx": 24}
-    model = GPT(TransformerConfig(**sizes, init_range=0.5, model_name=SCRIPT), tokenizer=Tokenizer(core))
-    return model.eval()
+    cfg = TransformerConfig(
+        n_layers=2, n_heads=2, d_model=16, d_vocab=len(TOKENS), n_ctx=24, init_range=0.5, model_name=SCRIPT
+    )
+    return GPT(cfg, tokenizer=Tokenizer(core)).eval()
 
 
 def hostile_pairs(model: GPT | None = None) -> PromptPairs:

@@ -15,7 +15,7 @@ from analyses import report as report_module
 from analyses.lens_picture import lens_figure
 from analyses.patterns import PatternsResult
 from analyses.report import Findings, token_losses
-from interp import PromptPairs
+from interp import PromptPairs, text
 from interp.errors import LabError
 from interp.results import Result
 from models import GPT, TransformerConfig
@@ -73,13 +73,20 @@ def test_the_view_says_what_it_leaves_out(model: GPT, monkeypatch: pytest.Monkey
 
 def test_the_lens_grid_shows_the_model_s_own_prediction_in_its_last_row(model: GPT) -> None:
     tokens = torch.tensor([0, 1, 6, 2])
-    figure = lens_figure(model, logit_lens(model, tokens), target=1)
+    figure = lens_figure(logit_lens(model, tokens), target=1)
     likeliest = model(tokens[None])[0].argmax(-1)
     hover = figure.data[0].hovertext[-1]
     for place, token in zip(hover, likeliest.tolist(), strict=True):
         rank = re.search(r"rank of [^:]*: (\d+)", place)
         assert rank is not None
         assert (rank[1] == "0") == (token == 1)
+
+
+def test_a_saved_lens_can_be_drawn_without_its_model(model: GPT, tmp_path: Path) -> None:
+    lens = logit_lens(model, torch.tensor([0, 1, 6]))
+    lens.save(tmp_path / "lens")
+    figure = Result.load(tmp_path / "lens").plot()
+    assert figure.data[0].text[0][0] == text.label(TOKENS[int(lens.logits[0, 0].argmax())], 9)
 
 
 def test_the_report_holds_every_part(written: tuple[Findings, str, Path]) -> None:
@@ -174,8 +181,17 @@ def test_an_example_that_is_not_there_is_refused(model: GPT, tmp_path: Path) -> 
 
 
 def test_a_model_without_mlps_or_tokenizer_gets_its_report(tmp_path: Path) -> None:
-    sizes = {"n_layers": 1, "n_heads": 2, "d_model": 8, "d_vocab": len(TOKENS), "n_ctx": 12}
-    bare = GPT(TransformerConfig(**sizes, attn_only=True, init_range=0.5, model_name="bare"))
+    cfg = TransformerConfig(
+        n_layers=1,
+        n_heads=2,
+        d_model=8,
+        d_vocab=len(TOKENS),
+        n_ctx=12,
+        attn_only=True,
+        init_range=0.5,
+        model_name="bare",
+    )
+    bare = GPT(cfg)
     pairs = PromptPairs.from_tokens(
         torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3, 2]]), torch.tensor([4]), torch.tensor([5])
     )
