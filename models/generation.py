@@ -1,0 +1,214 @@
+"""Writing on: sampling tokens from a model, one after the other, with a cache of keys and values.
+
+What to sample from is a composition of pure functions on logits: temperature, then top-k, then top-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.errors import LabError
+from models.kv_cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from models.gpt import GPT
+
+Logits = Float[Tensor, "batch d_vocab"]
+
+
+def generate(
+    model: GPT,
+    prompt: str | list[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"],
+    max_new_tokens: int = 20,
+    temperature: float | int = 1.0,
+    top_k: int | None = None,
+    top_p: float | int | None = None,
+    stop_tokens: Collection[int] | None = None,
+    seed: int | None = None,
+    prepend_bos: bool | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Any:
+    """The prompt and what the model writes after it: text for text, a list for a list, ids for ids.
+
+    temperature: 0 takes the likeliest token each time. top_k: only from the k likeliest. top_p: only from the
+    likeliest that together hold the probability p (arXiv:1904.09751). seed: of the draws; None draws anew each time.
+    stop_tokens: a row ends after one of these; None stands for the tokenizer's end-of-text token, () for none.
+    attention_mask: for ids with padding, which must stand on the left. Texts are padded by themselves.
+
+    A row of ids that ended before the others is filled up with its stop token; text ends before it.
+
+    Raises:
+        LabError: before any work: a setting out of range, an empty prompt, padding on the right, ids out of range,
+            or more tokens than fit into the context window.
+    """
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    stops = _stops(model, stop_tokens)
+    sampling = (max_new_tokens, temperature, top_k, top_p, stops, seed)
+    if isinstance(prompt, Tensor):
+        rows = (prompt[None] if prompt.ndim == 1 else prompt).to(model.device)
+        written = generate_tokens(model, rows, *sampling, None if attention_mask is None else attention_mask.bool())
+        return written[0] if prompt.ndim == 1 else written
+    rows, real = model.to_tokens_and_mask(prompt, prepend_bos, padding_side="left", truncate=False)
+    written = generate_tokens(model, rows, *sampling, real)
+    texts = [_text(model, row, is_real, stops) for row, is_real in zip(written, real, strict=True)]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: GPT,
+    tokens: Int[Tensor, "batch pos"],
+    max_new_tokens: int,
+    temperature: float | int = 1.0,
+    top_k: int | None = None,
+    top_p: float | int | None = None,
+    stop_tokens: Collection[int] = (),
+    seed: int | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Int[Tensor, "batch longer_pos"]:
+    """`generate` for ids: the rows and up to `max_new_tokens` more. mask: False for padding, on the left.
+
+    Raises:
+        LabError: as `generate`.
+    """
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    check_prompt(model, tokens, mask, max_new_tokens)
+    mask = None if mask is None or bool(mask.all()) else mask
+    stops = torch.tensor(sorted(stop_tokens), dtype=tokens.dtype, device=tokens.device)
+    source = _generator(tokens.device, seed)
+    ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    cache = KeyValueCache(model.cfg.n_layers)
+    new = tokens
+    for i in range(max_new_tokens):
+        logits = model(new, attention_mask=mask if i == 0 else None, past_kv_cache=cache)[:, -1]
+        drawn = next_token(logits, temperature, top_k, top_p, source).to(tokens.dtype)
+        new = rearrange(torch.where(ended, tokens[:, -1], drawn), "batch -> batch 1")
+        tokens = torch.cat([tokens, new], 1)
+        if len(stops):
+            ended = ended | torch.isin(new[:, 0], stops)
+            if bool(ended.all()):
+                break
+    return tokens
+
+
+def next_token(
+    logits: Logits,
+    temperature: float | int = 1.0,
+    top_k: int | None = None,
+    top_p: float | int | None = None,
+    source: torch.Generator | None = None,
+) -> Int[Tensor, "batch"]:
+    """One token per row; at temperature 0 the likeliest (the first of equals), else a draw from `distribution`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(distribution(logits, temperature, top_k, top_p), 1, generator=source)[:, 0]
+
+
+def distribution(
+    logits: Logits, temperature: float | int = 1.0, top_k: int | None = None, top_p: float | int | None = None
+) -> Logits:
+    """The probabilities from which a token is drawn, in float32 at least."""
+    wide = logits.float() if logits.itemsize < 4 else logits
+    # Shifting by the maximum first keeps a tiny temperature from overflowing.
+    cooled = (wide - wide.amax(-1, keepdim=True)) / temperature
+    if top_k is not None:
+        cooled = keep_top_k(cooled, top_k)
+    if top_p is not None:
+        cooled = keep_top_p(cooled, top_p)
+    return cooled.softmax(-1)
+
+
+def keep_top_k(logits: Logits, k: int) -> Logits:
+    """All but the k highest of each row set to -inf; of equals at the border, all stay."""
+    if k >= logits.shape[-1]:
+        return logits
+    least = logits.topk(k, -1).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: Logits, p: float) -> Logits:
+    """All but the fewest highest whose probabilities reach p set to -inf; the highest always stays."""
+    if p >= 1:
+        return logits
+    sorted_logits, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    probabilities = sorted_logits.softmax(-1)
+    # A token is left out when those before it already reach p.
+    out = probabilities.cumsum(-1) - probabilities >= p
+    out[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
+
+
+def check_settings(max_new_tokens: int, temperature: float | int, top_k: int | None, top_p: float | int | None) -> None:
+    """Raises:
+    LabError: a setting out of range.
+    """
+    if max_new_tokens < 0:
+        raise LabError(f"max_new_tokens={max_new_tokens}; expected 0 or more.")
+    if not 0 <= temperature < float("inf"):
+        raise LabError(f"temperature={temperature}; expected a number of at least 0 (0: always the likeliest token).")
+    if top_k is not None and top_k < 1:
+        raise LabError(f"top_k={top_k}; expected at least 1, or None for the whole vocabulary.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise LabError(f"top_p={top_p}; expected a probability above 0 and up to 1, or None.")
+
+
+def check_prompt(
+    model: GPT, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"] | None, max_new_tokens: int
+) -> None:
+    """Raises:
+    LabError: the model does not write from left to right, or the prompt is empty, wrongly padded, out of range or
+        too long for what is to come.
+    """
+    cfg = model.cfg
+    if not cfg.causal or cfg.n_outputs > cfg.d_vocab:
+        raise LabError(
+            f"the model {cfg.model_name!r} cannot write text: its attention is {cfg.attention_dir} and it has "
+            f"{cfg.n_outputs} outputs for {cfg.d_vocab} tokens; expected a causal model whose outputs are its tokens."
+        )
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise LabError(f"the prompt has shape {tuple(tokens.shape)}; expected [batch pos] with at least one token.")
+    if tokens.min() < 0 or tokens.max() >= cfg.d_vocab:
+        raise LabError(f"token ids run from {tokens.min()} to {tokens.max()}; expected 0 to {cfg.d_vocab - 1}.")
+    if mask is not None and mask.shape != tokens.shape:
+        raise LabError(f"attention_mask has shape {tuple(mask.shape)}, expected the prompt's {tuple(tokens.shape)}.")
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise LabError("a prompt ends in padding; expected padding on the left (padding_side='left').")
+    length = tokens.shape[1]
+    if length + max_new_tokens > cfg.n_ctx:
+        room = max(0, cfg.n_ctx - length)
+        raise LabError(
+            f"a prompt of {length} tokens and {max_new_tokens} new ones do not fit into the context window of "
+            f"{cfg.n_ctx}; try max_new_tokens={room}, or a prompt of at most "
+            f"{max(0, cfg.n_ctx - max_new_tokens)} tokens."
+        )
+
+
+def _stops(model: GPT, stop_tokens: Collection[int] | None) -> Collection[int]:
+    if stop_tokens is not None:
+        return stop_tokens
+    end = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    return () if end is None else (end,)
+
+
+def _text(model: GPT, row: Int[Tensor, "pos"], real: Bool[Tensor, "prompt_pos"], stops: Collection[int]) -> str:
+    """A row as text: without padding, start token, and the stop token with what follows it."""
+    assert model.tokenizer is not None
+    prompt, new = row[: len(real)][real].tolist(), row[len(real) :].tolist()
+    end = next((i for i, token in enumerate(new) if token in stops), len(new))
+    ids = prompt + new[:end]
+    return model.tokenizer.decode(ids[1:] if ids[0] == model.tokenizer.bos_token_id else ids)
+
+
+def _generator(device: torch.device, seed: int | None) -> torch.Generator:
+    source = torch.Generator(device)
+    if seed is None:
+        source.seed()
+    else:
+        source.manual_seed(seed)
+    return source
