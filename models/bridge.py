@@ -36,7 +36,7 @@ from models.bridge_points import (
     needed_switches,
     switched_on,
 )
-from models.bridge_views import config_of, weights_of
+from models.bridge_views import config_of, departures, weights_of
 from models.config import TransformerConfig
 from models.loss import next_token_loss
 from models.text import Input, TextMethods
@@ -56,8 +56,10 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
     inner: the wrapped bridge, without processed weights. tokenizer: for text input; without one the model
     takes ids. revision: of the weights, for provenance.
 
+    Warns of an architecture in which components do not add up as the lab's attributions assume.
+
     Raises:
-        LabError: the wrapped model is not one stack of blocks.
+        LabError: the wrapped model is not one stack of blocks with attention and MLP.
     """
 
     def __init__(
@@ -74,6 +76,11 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
         self._joined: set[str] = set()
         self.setup()
         self.eval()
+        if differs := departures(self):
+            warnings.warn(
+                f"{self._cfg.model_name!r} is no plain transformer: {'; '.join(differs)}. Patching is not affected.",
+                stacklevel=2,
+            )
 
     def setup(self) -> None:
         """Give a hook point of the lab's to every activation that the wrapped model serves."""

@@ -1,4 +1,4 @@
-"""The config and the weights of a `TransformerBridge` in the lab's words."""
+"""The config and the weights of a `TransformerBridge` in the lab's words, and where its arithmetic departs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from einops import einsum
 from torch import Tensor
 
+from interp.errors import LabError
 from models.config import TransformerConfig
 
 
@@ -46,6 +49,13 @@ def config_of(cfg: Any) -> BridgeConfig:
 
 
 def weights_of(block: Any, cfg: TransformerConfig) -> SimpleNamespace:
+    """A block's norms and weights.
+
+    Raises:
+        LabError: a block without attention.
+    """
+    if not hasattr(block, "attn") or not hasattr(block, "mlp"):
+        raise LabError(f"{cfg.model_name!r} has blocks without attention or MLP; expected a plain transformer.")
     heads, kv_heads = (cfg.n_heads, cfg.head_size), (cfg.n_kv_heads, cfg.head_size)
     attn = {"b_Q": heads, "b_K": kv_heads, "b_V": kv_heads, "b_O": (cfg.d_model,)}
     mlp = {"b_in": (cfg.mlp_size,), "b_out": (cfg.d_model,)}
@@ -70,3 +80,36 @@ class _Weights:
         if name not in self._biases:
             raise AttributeError(f"this model has no {name}.")
         return getattr(self._part, self._like).new_zeros(self._biases[name])
+
+
+@torch.no_grad()
+def departures(model: Any) -> list[str]:
+    """What the wrapped architecture adds to the arithmetic that analyses rely on, in words; by a run on a few tokens.
+
+    Some normalise or scale what attention writes, or the logits: there the weights alone no longer say what a
+    head contributed.
+    """
+    tokens = torch.arange(3, device=model.device)[None] % model.cfg.d_vocab
+    layer = model.cfg.n_layers - 1
+    z, written = f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_attn_out"
+    streams = [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_mlp_out", f"blocks.{layer}.hook_resid_post"]
+    missing = [name for name in (z, written, *streams) if name not in model.hook_dict]
+    if missing:
+        return [f"it has no {', '.join(missing)}, so what reads them does not work"]
+    logits, cache = model.run_with_cache(tokens, names_filter=[z, written, *streams])
+    pre, mlp_out, post = (cache[name] for name in streams)
+    attn = model.blocks[layer].attn
+    found = []
+    heads = einsum(cache[z], attn.W_O, "b pos head d, head d model -> b pos model") + attn.b_O
+    if not _close(heads, cache[written]):
+        found.append("it rescales what heads write, so their outputs and attribution to heads do not add up")
+    if not _close(pre + cache[written] + mlp_out, post):
+        found.append("its stream is no sum of attention and MLP outputs, so decompositions do not add up")
+    if not _close(model.unembed(model.ln_final(post)), logits):
+        found.append("it rescales the logits, so the lens and attribution miss that step")
+    return found
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = torch.finfo(b.dtype).eps ** 0.5  # far above rounding, far below any rescaling worth the name
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())

@@ -30,9 +30,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load(directory), load(directory, backend="transformer-lens")
 
 
-@pytest.fixture(scope="module", params=["left", "right"])
-def prompts(request: pytest.FixtureRequest) -> PromptPairs:
-    return random_pairs(3, lengths=(6, 4, 7), side=request.param, d_vocab=VOCAB)
+@pytest.fixture(scope="module")
+def prompts() -> PromptPairs:
+    return random_pairs(3, lengths=(5, 4), side="left", d_vocab=VOCAB)
 
 
 def _assert_same(pair: Pair, analysis: Callable[[Any], Any], *names: str) -> None:
@@ -44,8 +44,7 @@ def _assert_same(pair: Pair, analysis: Callable[[Any], Any], *names: str) -> Non
     assert ours.labels == theirs.labels
 
 
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("site", "direction"), [*((site, "denoise") for site in SITES), ("z", "noise")])
 def test_activation_patching(pair: Pair, prompts: PromptPairs, site: str, direction: str) -> None:
     _assert_same(
         pair,
