@@ -16,9 +16,11 @@ from torch import Tensor
 from interp.contract import HookedModel, ResumableModel
 from interp.errors import LabError, UnknownHookError
 from interp.sites import axes_of
-from models import GPT, load
+from models import GPT, TransformerConfig, load
 from models.bridge import Bridge, boot
+from models.tokenizers import characters
 from tests.checkpoints import CONTEXT, FAMILIES, LAYERS, VOCAB, saved, tiny_hugging_face_model
+from tests.strategies import random_model
 
 # float32 throughout: activations are of order one and differ by a few units in the last place per layer
 # (measured: 2e-6); gradients are compared relative to their largest entry (measured: 5e-6).
@@ -291,6 +293,19 @@ def test_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(LabError):
         load(str(tmp_path), backend="transformer-lens")
+
+
+def test_a_model_of_the_labs_own_bridges_too_text_and_all(tmp_path: Path) -> None:
+    tokenizer = characters("abcdef ")
+    sizes = {"n_layers": 1, "n_heads": 2, "d_model": 12, "d_vocab": len(tokenizer), "n_ctx": 16}
+    random_model(TransformerConfig(**sizes, model_name="letters"), dtype=torch.float32).save(tmp_path)
+    tokenizer.save(tmp_path)
+    ours, theirs = load(str(tmp_path)), load(str(tmp_path), backend="transformer-lens")
+    texts = ["cab", "a bad cafe"]
+    assert theirs.to_str_tokens(texts) == ours.to_str_tokens(texts)
+    assert theirs.cfg.model_name == "letters"
+    mask = ours.to_tokens_and_mask(texts)[1]
+    torch.testing.assert_close(theirs(texts)[mask], ours(texts)[mask], atol=CLOSE, rtol=CLOSE)
 
 
 def _boot(config: Any, directory: Path) -> Bridge:
