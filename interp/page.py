@@ -89,7 +89,7 @@ class Page:
         )
         scripts = _scripts(blocks)
         hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
-        body = "".join(_section(section, i) for i, section in enumerate(self.sections))
+        body = "".join(_section(section, i, section.title != self.title) for i, section in enumerate(self.sections))
         return _DOCUMENT.format(
             policy=_POLICY.format(scripts=hashes),
             title=text.escape(self.title),
@@ -133,11 +133,12 @@ _DOCUMENT = """<!doctype html>
 """
 
 
-def _section(section: Section, number: int) -> str:
+def _section(section: Section, number: int, headed: bool) -> str:
+    heading = f"<h2>{text.escape(section.title)}</h2>" if headed else ""  # a page of one result says it once
     shows = f'<p class="shows">{text.escape(text.sentence(section.shows))}</p>' if section.shows else ""
     caveat = f'<p class="caveat">{text.escape(text.sentence(section.caveat))}</p>' if section.caveat else ""
     blocks = "".join(_place(block, _name(number, j)) for j, block in enumerate(section.blocks))
-    return f'\n<section id="section-{number}"><h2>{text.escape(section.title)}</h2>{shows}{caveat}{blocks}</section>'
+    return f'\n<section id="section-{number}">{heading}{shows}{caveat}{blocks}</section>'
 
 
 def _name(section: int, block: int) -> str:

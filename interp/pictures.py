@@ -164,7 +164,7 @@ def bars(values: Num[np.ndarray, "bar"], names: Sequence[object], *, title: str 
     )
     figure.update_yaxes(**axis.ticks(shown or 1) | {"range": [shown - 0.5, -0.5]})
     figure.update_xaxes(
-        title_text=text.escape(unit), zeroline=True, zerolinecolor="#888", gridcolor="rgba(128,128,128,.2)"
+        title_text=text.inert(unit), zeroline=True, zerolinecolor="#888", gridcolor="rgba(128,128,128,.2)"
     )
     figure.update_layout(bargap=0.25)
     return dress(figure, title, left_out((Axis("bars", len(values)), shown)), height=110 + 24 * shown)
@@ -189,7 +189,7 @@ def lines(series: Mapping[str, Num[np.ndarray, "x"]], x: Axis, *, title: str = "
         )
     figure.update_xaxes(**x.ticks())
     figure.update_yaxes(
-        title_text=text.escape(unit), zeroline=True, zerolinecolor="#888", gridcolor="rgba(128,128,128,.2)"
+        title_text=text.inert(unit), zeroline=True, zerolinecolor="#888", gridcolor="rgba(128,128,128,.2)"
     )
     figure.update_layout(showlegend=len(series) > 1)
     return dress(figure, title, "", height=340)
@@ -221,7 +221,7 @@ def of_result(result: Result, of: str | None = None) -> go.Figure:
 def _cells(cells: np.ndarray, rows: Axis, columns: Axis, unit: str) -> go.Heatmap:
     import plotly.graph_objects as go
 
-    what = f"{text.escape(unit)} " if unit else ""
+    what = f"{text.inert(unit)} " if unit else ""
     hover = [
         [
             f"<b>{rows.at(i)}, {columns.at(j)}</b><br>{what}{text.number(float(cells[i, j]))}"

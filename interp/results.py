@@ -152,8 +152,12 @@ class Result:
     # -- looking -----------------------------------------------------------------------------------------------
 
     def top(self, k: int = 10, of: str | None = None) -> tuple[Extreme, ...]:
-        """The `k` entries furthest from zero, the furthest first; NaN is left out."""
-        return self._extremes(-np.abs(self._numbers(of)), k, of)
+        """The `k` entries furthest from zero, the furthest first; NaN is left out.
+
+        A class whose `scale` has another middle counts its primary array from there: from 1, say, when 1 is no effect.
+        """
+        middle = self.scale.middle if self.scale and of in (None, self.primary) else None
+        return self._extremes(-np.abs(self._numbers(of) - (middle or 0.0)), k, of)
 
     def highest(self, k: int = 10, of: str | None = None) -> tuple[Extreme, ...]:
         """The `k` largest entries, the largest first; NaN is left out."""

@@ -61,7 +61,7 @@ class Axis:
     @property
     def title(self) -> str:
         """The name in words."""
-        return text.escape(TITLES.get(self.name, self.name.replace("_", " ")))
+        return text.inert(TITLES.get(self.name, self.name.replace("_", " ")))
 
     def at(self, index: int) -> str:
         """Where `index` stands, in words, escaped."""
@@ -106,9 +106,9 @@ def suited(values: Num[np.ndarray, "..."]) -> Scale:
 
 def dress(figure: go.Figure, title: str, note: str, height: int) -> go.Figure:
     """The lab's look: title and note on the left, no background, room for the labels."""
-    heading = {"text": text.escape(title), "x": 0, "xref": "paper", "font": {"size": 15}}
+    heading = {"text": text.inert(title), "x": 0, "xref": "paper", "font": {"size": 15}}
     if note:
-        heading["subtitle"] = {"text": text.escape(note), "font": {"size": 11}}
+        heading["subtitle"] = {"text": text.inert(note), "font": {"size": 11}}
     figure.update_layout(
         template="none",
         title=heading,
@@ -147,7 +147,7 @@ def coloraxis(values: np.ndarray, scale: Scale, unit: str) -> dict[str, Any]:
         "colorscale": scale.colors if isinstance(scale.colors, str) else list(scale.colors),
         "cmin": low if scale.lowest is None else scale.lowest,
         "cmax": high if scale.highest is None else scale.highest,
-        "colorbar": {"title": {"text": text.escape(unit), "side": "right"}, "thickness": 12, "outlinewidth": 0}
+        "colorbar": {"title": {"text": text.inert(unit), "side": "right"}, "thickness": 12, "outlinewidth": 0}
         | {"lenmode": "pixels", "len": 200, "y": 1, "yanchor": "top"},
     }
 

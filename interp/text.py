@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 SPACE = "·"
@@ -40,18 +40,18 @@ def short(text: str, limit: int = 14) -> str:
 
 
 def escape(text: object) -> str:
-    """`text` for the body or an attribute of an HTML document, and for plotly's markup."""
+    """`text` for the body or an attribute of an HTML document."""
     return html.escape(str(text), quote=True)
 
 
+def inert(text: object) -> str:
+    """`text` for plotly, whose labels understand a little markup and a few entities, `&quot;` not among them."""
+    return html.escape(str(text), quote=False)
+
+
 def label(token: object, limit: int = 14) -> str:
-    """`token` visible, short and escaped: what goes on an axis or in a cell."""
-    return escape(short(visible(token), limit))
-
-
-def labels(tokens: Iterable[object], limit: int = 14) -> list[str]:
-    """`label` of each token."""
-    return [label(token, limit) for token in tokens]
+    """`token` visible, short and inert: what goes on an axis or in a cell of a plotly figure."""
+    return inert(short(visible(token), limit))
 
 
 def number(value: float, signed: bool = True) -> str:
@@ -80,7 +80,8 @@ def inert_json(text: str) -> str:
 def sentence(words: str) -> str:
     """`words` with a capital first and a full stop last."""
     words = words.strip()
-    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?", "…")) else ".") if words else ""
+    start = words[:1] if "_" in words.partition(" ")[0] else words[:1].upper()  # `logit_diff` stays what it is
+    return start + words[1:] + ("" if words.endswith((".", "!", "?", "…")) else ".") if words else ""
 
 
 def coordinate(axis: str, value: object) -> str:

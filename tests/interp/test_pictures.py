@@ -237,6 +237,16 @@ def test_a_result_writes_its_page_whole(tmp_path: Path) -> None:
         result.to_html(tmp_path / "absent" / "page.html")
 
 
+def test_quotes_stay_quotes_in_figures_and_are_escaped_in_attributes() -> None:
+    assert text.label('"a"') == '"a"'  # plotly knows no &quot;
+    assert 'title="&quot;a&quot;' in markup.tokens(['"a"']).html
+
+
+def test_sentences_leave_identifiers_alone() -> None:
+    assert text.sentence("where it looks") == "Where it looks."
+    assert text.sentence("logit_diff of the run.") == "logit_diff of the run."
+
+
 @given(st.text())
 def test_visible_text_is_printable_and_never_empty(token: str) -> None:
     shown = text.visible(token)

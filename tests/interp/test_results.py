@@ -18,6 +18,7 @@ from interp import provenance
 from interp.errors import LabError
 from interp.provenance import Provenance
 from interp.results import Result
+from interp.style import Scale
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,14 @@ def test_top_names_the_entries_furthest_from_zero() -> None:
     assert [e.value for e in result.highest(2)] == [4.0, 2.0]
     assert [e.value for e in result.lowest(2)] == [-5.0, -1.0]
     assert len(result.top(99)) == 5  # NaN is no extreme
+
+
+def test_top_counts_from_the_middle_of_the_scale() -> None:
+    @dataclass(frozen=True)
+    class Kept(Line):
+        scale = Scale("RdBu", middle=1.0)
+
+    assert [e.value for e in Kept(np.array([0.0, 1.0, 1.5])).top(2)] == [0.0, 1.5]
 
 
 def test_heads_are_named_the_usual_way() -> None:
