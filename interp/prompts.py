@@ -81,7 +81,8 @@ class PromptPairs:
         if isinstance(clean, Tensor) and isinstance(corrupted, Tensor):
             device = clean.device
             mask = torch.ones_like(clean, dtype=torch.bool) if mask is None else mask
-            pairs = cls(clean, corrupted.to(device), mask.to(device), *(a.to(device) for a in answers))
+            right, wrong = (a.to(device) for a in answers)
+            pairs = cls(clean, corrupted.to(device), mask.to(device), right, wrong)
         else:
             if mask is not None:
                 raise LabError("a mask goes with [batch, pos] tensors; rows of different lengths are padded here.")

@@ -7,7 +7,7 @@ it splits are left out, and a task that has too few left says which they are.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from interp.errors import choose
 from interp.prompts import PromptPairs
@@ -18,6 +18,7 @@ from interp.tasks.world import facts
 from interp.tasks.year_order import greater_than
 
 
+@runtime_checkable
 class Task(Protocol):
     """What every task is: a function from a model to prompts that suit it."""
 

@@ -47,11 +47,13 @@ def draw_distinct(draw: Callable[[random.Random], T], n: int, seed: int, task: s
     """
     if n < 1:
         raise LabError(f"task {task!r} was asked for n={n} prompts; n must be at least 1.")
-    rng, found = random.Random(f"{task} {seed}"), dict[T, None]()
-    for _ in range(50 * n + 1000):
+    rng, found, misses = random.Random(f"{task} {seed}"), dict[T, None](), 0
+    while len(found) < n and misses < 1000:  # in a row: then nearly all there is has been found
+        before = len(found)
         found.setdefault(draw(rng))
-        if len(found) == n:
-            return list(found)
+        misses = 0 if len(found) > before else misses + 1
+    if len(found) == n:
+        return list(found)
     raise LabError(f"task {task!r} has only about {len(found)} different prompts; n={n} is too many.")
 
 

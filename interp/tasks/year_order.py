@@ -5,6 +5,8 @@ Hanna et al. 2023 (arXiv 2305.00586). Needs a tokenizer that splits a year after
 
 from __future__ import annotations
 
+import random
+from functools import cache
 from typing import Any
 
 from interp.errors import LabError
@@ -37,14 +39,20 @@ def greater_than(model: Any, n: int = 32, seed: int = 0) -> PromptPairs:
     """
     events = list(single_tokens(model, EVENTS, "greater_than", at_least=1))
     endings = {year: token for year in YEARS if (token := token_after(model, "", year)) is not None}
-    starts = [(century, int(year)) for century, year in _split_years(model, endings)]
-    pool = [(e, c, y) for e in events for c, y in starts if 2 <= y <= 98 and never_begins(e, c, y)]
-    if not pool:
+    centuries = [c for c in CENTURIES if _splits(model, c, "01", endings)]
+    splits = cache(lambda century, year: _splits(model, century, f"{year:02d}", endings))
+
+    def draw(rng: random.Random) -> tuple[str, int, int]:
+        for _ in range(1000 if centuries else 0):
+            event, century, year = rng.choice(events), rng.choice(centuries), rng.randint(2, 98)
+            if never_begins(event, century, year) and splits(century, year):
+                return event, century, year
         raise LabError(
             "task 'greater_than' needs years that split after the century, as ' 1732' into ' 17' and '32'; this "
             "model's tokenizer does not split them so.  Try another model or task."
         )
-    drawn = draw_distinct(lambda rng: rng.choice(pool), n, seed, "greater_than")
+
+    drawn = draw_distinct(draw, n, seed, "greater_than")
     texts = [TEMPLATE.format(event=e, century=c, year=f"{y:02d}") for e, c, y in drawn]
     corrupted = [TEMPLATE.format(event=e, century=c, year="01") for e, c, _ in drawn]
     right = [[endings[year] for year in endings if int(year) > y] for _, _, y in drawn]
@@ -52,12 +60,8 @@ def greater_than(model: Any, n: int = 32, seed: int = 0) -> PromptPairs:
     return PromptPairs.from_text(model, texts, corrupted, right, wrong)
 
 
-def _split_years(model: Any, endings: dict[str, int]) -> list[tuple[int, str]]:
-    """The years that are a token for the century and one for the rest, also when they begin with 01."""
-    found = []
-    for century in CENTURIES:
-        before = f" {century}"
-        if token_after(model, "the", before) is None or token_after(model, f"the{before}", "01") != endings.get("01"):
-            continue
-        found += [(century, y) for y in endings if token_after(model, f"the{before}", y) == endings[y]]
-    return found
+def _splits(model: Any, century: int, year: str, endings: dict[str, int]) -> bool:
+    """Whether the year is one token for the century and, after it, the token of its two digits."""
+    before = f"the {century}"
+    single = token_after(model, "the", f" {century}") is not None
+    return single and year in endings and token_after(model, before, year) == endings[year]
