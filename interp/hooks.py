@@ -269,7 +269,7 @@ class HookedModule(nn.Module):
         try:
             for direction, named in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
                 for name, fn in named:
-                    handles += self.add_hook(name, fn, direction, level=self.context_level)  # type: ignore[arg-type]
+                    handles += self.add_hook(name, fn, direction, level=self.context_level)
             yield self
         finally:
             self.context_level -= 1

@@ -88,16 +88,18 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         if return_type not in ("logits", "loss", "both", None):
             raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
         mask = None if attention_mask is None else attention_mask.to(self.device, torch.bool)
-        if isinstance(input, str | list):
-            tokens, mask = self._text_input(input, prepend_bos, padding_side, mask)
-        elif start_at_layer is None:
-            tokens = self._token_input(input)
-        shape = input.shape[:2] if tokens is None else tokens.shape
-        real, positions = self._mask_and_positions(shape, mask, past_kv_cache)
-        attends = None if real is None else padding_mask(real, shape[1], self._cfg.causal)
+        if start_at_layer is not None:
+            given = self._stream_input(input)
+        elif isinstance(input, Tensor):
+            given = tokens = self._token_input(input)
+        else:
+            given, mask = self._text_input(input, prepend_bos, padding_side, mask)
+            tokens = given
+        real, positions = self._mask_and_positions(given.shape[:2], mask, past_kv_cache)
+        attends = None if real is None else padding_mask(real, given.shape[1], self._cfg.causal)
         angles = self._angles(positions)
 
-        resid = self.embedding(tokens, positions) if start_at_layer is None else input
+        resid = self.embedding(given, positions) if start_at_layer is None else given
         first, stop = self._layers(start_at_layer, stop_at_layer)
         for layer in range(first, stop):
             past = None if past_kv_cache is None else past_kv_cache.layers[layer]
@@ -174,6 +176,14 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     ) -> tuple[Tensor, Tensor | None]:
         tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
         return tokens, mask if mask is not None else None if bool(real.all()) else real
+
+    def _stream_input(self, resid: Any) -> Tensor:
+        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self._cfg.d_model:
+            what = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+            raise LabError(
+                f"start_at_layer was given {what}; expected a residual stream [batch pos {self._cfg.d_model}]."
+            )
+        return resid
 
     def _token_input(self, tokens: Tensor) -> Tensor:
         """The ids as [batch pos] on the model's device."""

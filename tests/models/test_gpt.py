@@ -219,6 +219,8 @@ class TestRefusals:
             ({"stop_at_layer": 3}, r"stop_at_layer=3; expected 0 <= start <= stop <= 2"),
             ({"input": torch.zeros(1, 2, 8), "start_at_layer": 2, "stop_at_layer": 1}, r"start_at_layer=2, stop"),
             ({"input": torch.zeros(1, 2, 8), "start_at_layer": 1, "return_type": "loss"}, r"a loss needs token ids"),
+            ({"start_at_layer": 1}, r"start_at_layer was given \(1, 3\); expected a residual stream \[batch pos 8\]"),
+            ({"input": "text", "start_at_layer": 1}, r"start_at_layer was given str; expected a residual stream"),
             ({"input": "text"}, r"has no tokenizer, so it takes token ids and no text"),
         ],
     )
