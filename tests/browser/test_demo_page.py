@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import open_page
+from tests.browser.chromium import open_page
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,7 @@ import pytest
 from interp import pictures
 from interp.page import Markup, Page, Plot, Section
 from interp.pictures import Axis
-from tests.browser.conftest import Shown
+from tests.browser.chromium import Shown
 from tests.hostile import SCRIPT
 
 pytestmark = pytest.mark.browser

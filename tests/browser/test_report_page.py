@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analyses import write_report
-from tests.browser.conftest import Shown, open_page
+from tests.browser.chromium import Shown, open_page
 from tests.hostile import SCRIPT, hostile_model, hostile_pairs
 
 pytestmark = pytest.mark.browser
