@@ -85,10 +85,25 @@ def baselines(findings: Findings) -> Section:
         entries.append(("right answer above the wrong one", f"{(result.clean > 0).mean():.1%}", "of clean prompts"))
     return Section(
         "Baselines",
-        [markup.tiles(entries)],
+        [markup.tiles(entries), *_warning(result)],
         f"the metric ({result.metric}) of the model without any patch; patching is measured between the two",
         "two baselines that lie close together make every share between them unreliable",
     )
+
+
+def _warning(result: PatchingResult) -> list[Markup]:
+    """A sentence when the two baselines cannot be told apart, as then every share between them explodes."""
+    differences = result.clean - result.corrupted
+    if len(differences) < 2:
+        return []
+    mean, error = float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    if abs(mean) > 2 * error:
+        return []
+    sentence = (
+        f"The baselines differ by {text.number(mean)}, which is within two standard errors ({text.number(error, False)} "
+        "each) of no difference: the model hardly does this task, and the shares below say little."
+    )
+    return [markup.paragraph(sentence)]
 
 
 def _spread(name: str, values: np.ndarray) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from analyses import report as report_module
 from analyses.lens_picture import lens_figure
 from analyses.patterns import PatternsResult
 from analyses.report import Findings, token_losses
+from analyses.report_sections import baselines
 from interp import PromptPairs, text
 from interp.errors import LabError
 from interp.results import Result
@@ -128,6 +130,16 @@ def test_no_token_of_the_report_is_markup(written: tuple[Findings, str, Path]) -
         assert "<" not in content
         json.loads(content)
     assert html.count("&lt;/script&gt;&lt;img") > 10
+
+
+def test_baselines_that_cannot_be_told_apart_are_pointed_out(written: tuple[Findings, str, Path]) -> None:
+    findings, _, _ = written
+    result = findings.patching["z"]
+    apart = replace(result, clean=np.array([3.0, 3.5, 4.0]), corrupted=np.array([-3.0, -3.5, -3.2]))
+    alike = replace(result, clean=np.array([3.0, -3.5, 4.0]), corrupted=np.array([-3.0, 3.5, 3.9]))
+    for patched, expected in ((apart, False), (alike, True)):
+        section = baselines(replace(findings, patching={"z": patched}))
+        assert any("say little" in str(block) for block in section.blocks) == expected
 
 
 def test_the_report_ends_with_the_findings_it_shows(written: tuple[Findings, str, Path]) -> None:
