@@ -100,8 +100,9 @@ def _warning(result: PatchingResult) -> list[Markup]:
     if abs(mean) > 2 * error:
         return []
     sentence = (
-        f"The baselines differ by {text.number(mean)}, which is within two standard errors ({text.number(error, False)} "
-        "each) of no difference: the model hardly does this task, and the shares below say little."
+        f"The baselines differ by {text.number(mean)}, which is within two standard errors "
+        f"({text.number(error, signed=False)} each) of no difference: the model hardly does this task, and the shares "
+        "below say little."
     )
     return [markup.paragraph(sentence)]
 
