@@ -8,15 +8,17 @@ at the end of the row. The other rows are a block of random tokens repeated to t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
+from models.batches import UNCOUNTED, Batch
 from models.tokenizers import Tokenizer, train_bpe
+from models.zoo.lessons import Lesson, checked
+from models.zoo.scores import measure
 from models.zoo.stories import story
 
 TOKENIZER_DOCUMENTS = 80_000
@@ -35,6 +37,13 @@ def town_tokenizer(seed: int = 0) -> Tokenizer:
     return train_bpe(islice(documents(seed), TOKENIZER_DOCUMENTS), VOCABULARY)
 
 
+def lesson(options: Mapping[str, Any], seed: int) -> Lesson:
+    """The lesson of a recipe whose data are of the kind "town"; options are the fields of `Town`."""
+    settings: dict[str, Any] = {"seed": seed, "tokenizer": town_tokenizer()} | checked(Town, options, "data")
+    data = Town(**settings)
+    return Lesson(data, measure, data.tokenizer)
+
+
 @dataclass(frozen=True)
 class Town:
     """The corpus as batches of token rows.
@@ -44,27 +53,32 @@ class Town:
 
     tokenizer: Tokenizer
     n_ctx: int = 64
-    batch_size: int = 64
+    batch_size: int = 32
     seed: int = 0
-    repeats: float = 0.2
+    repeats: float = 0.25
 
-    def batch(self, step: int) -> Int[Tensor, "batch pos"]:
-        """The rows of one step."""
+    def batch(self, step: int) -> Batch:
+        """The rows of one step. The random tokens of a first block cannot be predicted and do not count."""
         rng = random.Random(f"town {self.seed} {step}")
-        rows = [self._repeat(rng) if rng.random() < self.repeats else self._text(rng) for _ in range(self.batch_size)]
-        return torch.tensor(rows)
+        made = [self._repeat(rng) if rng.random() < self.repeats else self._text(rng) for _ in range(self.batch_size)]
+        tokens = torch.tensor([row for row, _ in made])
+        targets = torch.full_like(tokens, UNCOUNTED)
+        for target, (row, first) in zip(targets, made, strict=True):
+            target[first:-1] = torch.tensor(row[first + 1 :])
+        return Batch(tokens, targets)
 
-    def _text(self, rng: random.Random) -> list[int]:
+    def _text(self, rng: random.Random) -> tuple[list[int], int]:
+        """A row, and the first position whose next token counts."""
         row: list[int] = []
         while len(row) < self.n_ctx:
             row += [self._start, *self.tokenizer.encode(story(rng))]
-        return row[: self.n_ctx]
+        return row[: self.n_ctx], 0
 
-    def _repeat(self, rng: random.Random) -> list[int]:
+    def _repeat(self, rng: random.Random) -> tuple[list[int], int]:
         special = len(self.tokenizer.all_special_ids)  # they come first in the town's vocabulary
-        length = rng.randint(3, self.n_ctx // 2)
+        length = rng.randint(3, rng.choice((10, self.n_ctx // 2)))  # short blocks repeat often: an easier start
         block = rng.sample(range(special, len(self.tokenizer)), length)
-        return [self._start, *islice(cycle(block), self.n_ctx - 1)]
+        return [self._start, *islice(cycle(block), self.n_ctx - 1)], length + 1
 
     @property
     def _start(self) -> int:

@@ -187,15 +187,15 @@ def meeting(rng: random.Random) -> str:
 
 # How often each kind of document is told.
 STORIES: dict[Story, float] = {
-    gift: 0.28,
-    exchange: 0.10,
+    gift: 0.27,
+    exchange: 0.08,
     third_person: 0.02,
-    event: 0.17,
-    life: 0.04,
-    fact: 0.13,
-    sight: 0.13,
+    event: 0.24,
+    life: 0.05,
+    fact: 0.11,
+    sight: 0.11,
     day: 0.07,
-    meeting: 0.06,
+    meeting: 0.05,
 }
 
 
