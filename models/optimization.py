@@ -56,8 +56,6 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or not value >= least):
                 raise LabError(f"{name}={value!r}; expected a number of at least {least}.")
-        for name in ("betas", "keep_steps"):  # a list, as TOML gives it, would not be hashable
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 _LEAST = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from models.gpt import GPT
     from models.zoo.recipes import Recipe
 
-MAX_ROWS = 24
+MAX_ROWS = 32
 NOT_MEASURES = ("step", "seconds", "loss", "lr", "grad_norm")
 
 

@@ -131,6 +131,7 @@ class Recipe:
             LabError: unknown entries, or values out of range.
         """
         given = {"seed": self.seed} | checked(TrainingConfig, self.training, "training")
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         try:
             return TrainingConfig(**given)
         except TypeError as problem:

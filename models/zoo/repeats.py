@@ -6,7 +6,7 @@ changes from row to row, so looking back a fixed distance does not help.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,33 +63,46 @@ def held_out(n_rows: int = 128) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "
 
 def second_time(n_ctx: int, lengths: Int[Tensor, "batch"]) -> Bool[Tensor, "batch pos"]:
     """The positions of a block's second copy, but for the first letter, which nothing announces."""
-    pos, length = torch.arange(n_ctx), rearrange(lengths, "batch -> batch 1")
+    pos, length = torch.arange(n_ctx, device=lengths.device), rearrange(lengths, "batch -> batch 1")
     return (pos > length + 1) & (pos <= 2 * length)
 
 
 def repeat_loss(model: nn.Module, rows: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
     """Mean loss, in nats, on the second copies."""
     losses = next_token_loss(model(rows), rows, per_token=True)
-    return losses[second_time(rows.shape[1], lengths)[:, 1:].to(losses.device)].mean()
+    return losses[second_time(rows.shape[1], lengths)[:, 1:]].mean()
 
 
 @torch.no_grad()
 def measure(model: Any) -> dict[str, float]:
-    """The loss on repeats, and how much the best heads look at the previous token and at the induction target.
+    """The loss on repeats, how much the best heads look at the previous token and at the induction target, and the
+    loss when the z of the best previous-token head is set to zero.
 
     Induction: from the second copy of a letter to what followed its first copy, A[i, i - length + 1].
     """
-    rows, lengths = held_out()
-    rows = rows.to(model.device)
-    second = second_time(rows.shape[1], lengths).to(model.device)
+    rows, lengths = (tensor.to(model.device) for tensor in held_out())
+    second = second_time(rows.shape[1], lengths)
     _, cache = model.run_with_cache(rows, names_filter=lambda name: name.endswith("hook_pattern"), return_type=None)
-    loss = float(repeat_loss(model, rows, lengths))
-    patterns = torch.stack([pattern for _, pattern in sorted(cache.items())])
+    patterns = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.cfg.n_layers)])
+    previous = _mean_attention(patterns, second, 1)
+    layer, head = divmod(int(previous.argmax()), model.cfg.n_heads)
+    with model.hooks([(f"blocks.{layer}.attn.hook_z", silence(head))]):
+        ablated = repeat_loss(model, rows, lengths)
     return {
-        "repeat_loss": loss,
-        "previous_token": float(_mean_attention(patterns, second, 1).max()),
-        "induction": float(_mean_attention(patterns, second, lengths.to(model.device) - 1).max()),
+        "repeat_loss": float(repeat_loss(model, rows, lengths)),
+        "previous_token": float(previous.max()),
+        "induction": float(_mean_attention(patterns, second, lengths - 1).max()),
+        "loss_without_previous_token_head": float(ablated),
     }
+
+
+def silence(head: int) -> Callable[..., Tensor]:
+    """A hook that sets the z of one head to zero."""
+
+    def edit(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Float[Tensor, "batch pos head d_head"]:
+        return z.index_fill(2, torch.tensor([head], device=z.device), 0.0)
+
+    return edit
 
 
 def _mean_attention(
