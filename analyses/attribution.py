@@ -28,7 +28,7 @@ from interp.contract import HookedModel
 from interp.errors import LabError
 from interp.metrics import logit_diff
 from interp.prompts import PromptPairs
-from interp.results import Result
+from interp.results import Result, to_numpy
 
 UNIT = "share of the logit difference"
 
@@ -96,11 +96,11 @@ def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> Attributio
         mlp = _mlp_shares(model, cache, direction)
         other = _other_shares(model, pairs, cache, direction)
     return AttributionResult(
-        by_prompt.mean(-1),
-        mlp.mean(-1),
-        torch.stack([share.mean() for share in other.values()]),
-        by_prompt,
-        logit_diff(logits, pairs),
+        to_numpy(by_prompt.mean(-1)),
+        to_numpy(mlp.mean(-1)),
+        to_numpy(torch.stack([share.mean() for share in other.values()])),
+        to_numpy(by_prompt),
+        to_numpy(logit_diff(logits, pairs)),
         labels={"part": list(other)},
         provenance=_provenance(model, pairs),
     )
@@ -108,6 +108,8 @@ def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> Attributio
 
 def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAttributionResult:
     """Shares of all MLP neurons: `.values[layer, neuron]`. Never holds a neuron's output vector.
+
+    share(neuron) = activation · (W_out[neuron] · read), where `read` is the norm and the answers' direction in one.
 
     Raises:
         LabError: a model without MLPs, or prompts that it cannot take.
@@ -124,11 +126,13 @@ def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAt
             )
             for layer, block in enumerate(model.blocks)
         ]
-    return NeuronAttributionResult(torch.stack(values).mean(1), provenance=_provenance(model, pairs))
+    return NeuronAttributionResult(to_numpy(torch.stack(values).mean(1)), provenance=_provenance(model, pairs))
 
 
 def source_attribution(model: HookedModel | Any, pairs: PromptPairs) -> SourceAttributionResult:
     """Heads' shares by source position: `.values[layer, head, pos]`; positions count in the padded batch.
+
+    share(head, j) = A[last, j] · (v_j W_O · read), where `read` is the norm and the answers' direction in one.
 
     Raises:
         LabError: prompts that the model cannot take.
@@ -145,7 +149,9 @@ def source_attribution(model: HookedModel | Any, pairs: PromptPairs) -> SourceAt
             pattern = cache["pattern", layer].to(read)
             values.append(einsum(pattern, v, onto, "b head pos, b pos head d, b head d -> b head pos").mean(0))
     return SourceAttributionResult(
-        torch.stack(values), labels={"pos": position_labels(model, pairs)}, provenance=_provenance(model, pairs)
+        to_numpy(torch.stack(values)),
+        labels={"pos": position_labels(model, pairs)},
+        provenance=_provenance(model, pairs),
     )
 
 

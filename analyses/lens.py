@@ -134,6 +134,8 @@ def logit_lens(model: HookedModel | Any, prompt: Prompt) -> LensResult:
 def component_lens(model: HookedModel | Any, prompt: Prompt, component: str = "attn_out") -> ComponentLensResult:
     """The share of the logits that each attention layer, MLP or head writes, on one prompt.
 
+    share(c) = W_U · (centre(c) · gain / scale), with the final norm's scale as it was for the whole stream.
+
     component: "attn_out", "mlp_out" (rows "0_attn_out", ...) or "result" (a row per head, "L0H0", ...).
 
     Raises:

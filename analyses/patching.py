@@ -32,8 +32,9 @@ from interp.edits import Edit, replace
 from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
-from interp.results import Result
+from interp.results import Result, to_numpy
 from interp.sites import HEAD_AXES, KINDS, Site
+from interp.style import SIGNED, Scale
 
 AXES = ("layer", "head", "pos")
 DIRECTIONS = ("denoise", "noise")
@@ -64,6 +65,18 @@ class PatchingResult(Result):
         run, source = ("corrupted", "clean") if self.direction == "denoise" else ("clean", "corrupted")
         scale = "0 is the corrupted run, 1 the clean run" if self.normalized else f"in units of {self.metric}"
         return f"{self.metric} of the {run} run with {self.site} taken from the {source} run; {scale}."
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        return "0 corrupted, 1 clean" if self.normalized else self.metric
+
+    @property
+    def scale(self) -> Scale:  # type: ignore[override]
+        """White is the run without a patch."""
+        unpatched = self.corrupted if self.direction == "denoise" else self.clean
+        if not self.normalized:
+            return Scale(SIGNED.colors, middle=float(unpatched.mean()))
+        return Scale(SIGNED.colors, middle=0.0 if self.direction == "denoise" else 1.0)
 
 
 def activation_patching(
@@ -114,10 +127,10 @@ def activation_patching(
     values, normalized = _normalize(raw.mean(-1), clean, corrupted, normalize, model.dtype)
     labels = {"pos": position_labels(model, pairs)} if "pos" in axes else {}
     return PatchingResult(
-        values,
-        raw,
-        clean,
-        corrupted,
+        to_numpy(values),
+        to_numpy(raw),
+        to_numpy(clean),
+        to_numpy(corrupted),
         site,
         measure.name,
         direction,
@@ -161,6 +174,7 @@ def _axes(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     choose("site", site, KINDS)
     heads = bool(set(KINDS[site].axes) & set(HEAD_AXES))
     wanted = by if by is not None else ("layer", "head") if heads else ("layer", "pos")
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
     for axis in wanted:
         choose("axis", axis, AXES)
     if "head" in wanted and not heads:

@@ -25,7 +25,8 @@ from torch import Tensor
 from interp import provenance
 from interp.contract import HookedModel
 from interp.errors import LabError
-from interp.results import Result
+from interp.results import Result, to_numpy
+from interp.style import SHARE
 from interp.tasks import repeated_tokens
 
 ROLES = ("previous", "duplicate", "induction")
@@ -39,6 +40,7 @@ class HeadScores(Result):
     shows = "how much of its attention each head gives to the previous token, an equal one, and the one after it"
     caveat = "Where a head looks is not what it does."
     unit = "share of attention"
+    scale = SHARE
 
     values: Float[np.ndarray, "role layer head"]
 
@@ -70,6 +72,7 @@ def head_scores(
     Raises:
         LabError: tokens that are no batch of rows, or a context window too short for a repeat.
     """
+    drawn = seed if tokens is None else None
     if tokens is None:
         tokens = repeated_tokens(model, n, length or _longest(model), seed)
     if tokens.ndim != 2 or tokens.shape[1] < 3:
@@ -86,9 +89,9 @@ def head_scores(
             for name in names
         ]
     return HeadScores(
-        rearrange(scores, "layer role head -> role layer head"),
+        to_numpy(rearrange(scores, "layer role head -> role layer head")),
         labels={"role": list(ROLES)},
-        provenance=provenance.of(model, prompts=tokens, site="pattern", seed=seed),
+        provenance=provenance.of(model, prompts=tokens, site="pattern", seed=drawn),
     )
 
 

@@ -24,7 +24,7 @@ from interp.markers import pure
 from interp.sites import Site
 
 Activation = Float[Tensor, "batch *axes"]
-Prompts = Int[Tensor, "batch"]
+Prompts = Int[Tensor, "row"]
 Source = Mapping[str, Tensor]
 
 
@@ -96,19 +96,21 @@ def zero(site: Site) -> Edit:
 
 
 def mean(site: Site, reference: Source, over: tuple[str, ...] = ("batch",)) -> Edit:
-    """The mean over a reference set. reference: the cache of a run on it. over: the axes to average, the batch
-    alone (a mean for each position) or `("batch", "pos")`.
+    """The mean over a reference set. reference: the cache of a run on it, where padding counts like any position.
+    over: the axes to average, the batch alone (a mean for each position), `("batch", "pos")`, or `("pos",)` for each
+    prompt's own mean (then the reference holds the same prompts).
 
     Raises:
-        LabError: `over` names an axis that the activation does not have, or the site's position with it.
+        LabError: `over` names an axis that the activation does not have, or one that the site picks from.
     """
-    unknown = [axis for axis in over if axis not in site.axes]
-    if unknown or (site.pos is not None and set(over) & {"pos", "q_pos"}):
-        raise LabError(f"mean of {site} over {over}; expected some of its axes {site.axes} other than the site's own.")
-    numbers = [site.axes.index(axis) for axis in over]
-    whole = reference[site.hook_name].mean(numbers, keepdim=True)
-    value = whole[(0, *site.index[1:])] if "batch" in over else whole[site.index]
-    return Edit(site, lambda old, prompts: value.to(old).expand_as(old), "mean")
+    taken = [i for i, value in ((site.head_axis, site.head), (site.pos_axis, site.pos)) if value is not None]
+    free = [axis for i, axis in enumerate(site.axes) if i not in taken]
+    if not over or not set(over) <= set(free):
+        raise LabError(f"mean of {site} over {over}; expected some of {', '.join(free)}.")
+    whole = reference[site.hook_name].mean([site.axes.index(axis) for axis in over], keepdim=True)[site.index]
+    if "batch" in over:
+        return Edit(site, lambda old, prompts: whole.to(old).expand_as(old), "mean")
+    return Edit(site, lambda old, prompts: whole[prompts.to(whole.device)].to(old).expand_as(old), "mean")
 
 
 def add(site: Site, vector: Float[Tensor, "*axes"], scale: float = 1.0) -> Edit:
@@ -125,7 +127,7 @@ def project_out(site: Site, direction: Float[Tensor, "width"]) -> Edit:
     """The old values without their component along `direction` (Arditi et al. 2024, arXiv:2406.11717).
 
     Raises:
-        LabError: the direction is zero.
+        LabError: the direction is zero; when the edit is made, one of another width than the activation.
     """
     norm = direction.norm()
     if norm == 0:
@@ -133,6 +135,8 @@ def project_out(site: Site, direction: Float[Tensor, "width"]) -> Edit:
     unit = direction / norm
 
     def new(old: Tensor, prompts: Tensor) -> Tensor:
+        if unit.shape != old.shape[-1:]:
+            raise LabError(f"project_out at {site}: a direction of shape {list(unit.shape)} for width {old.shape[-1]}.")
         along = unit.to(old)
         return old - (old @ along)[..., None] * along
 

@@ -110,7 +110,7 @@ def _answers(
     """The values of the answers, 0 where a short row is filled up, and which are answers."""
     ids = ids.to(values.device)
     given = ids >= 0
-    return values.gather(-1, ids.clamp(min=0)) * given, given
+    return values.gather(-1, ids.clamp(min=0)).masked_fill(~given, 0.0), given
 
 
 def _mean(values: LastLogits, ids: Int[Tensor, "batch n"]) -> Score:
@@ -203,5 +203,6 @@ def get(metric: str | AnyMetric | Callable[..., Any]) -> AnyMetric:
         return metric
     if not callable(metric):
         raise LabError(f"a metric is a name or a callable on logits; given {type(metric).__name__}.")
-    required = [p for p in inspect.signature(metric).parameters.values() if p.default is p.empty]
+    parameters = inspect.signature(metric).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
     return CustomMetric(getattr(metric, "__name__", "custom"), metric, takes_pairs=len(required) > 1)
