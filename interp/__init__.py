@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from interp.contract import HookedModel, ResumableModel
     from interp.edits import Edit
     from interp.errors import LabError, UnknownHookError
-    from interp.hooks import HookedModule, HookPoint
+    from interp.hook_point import HookPoint
+    from interp.hooks import HookedModule
     from interp.prompts import PromptPairs
     from interp.results import Result
     from interp.sites import Site
@@ -40,7 +41,7 @@ __getattr__ = attributes(
     {
         "ActivationCache": "interp.cache",
         "Edit": "interp.edits",
-        "HookPoint": "interp.hooks",
+        "HookPoint": "interp.hook_point",
         "HookedModel": "interp.contract",
         "HookedModule": "interp.hooks",
         "LabError": "interp.errors",

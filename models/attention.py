@@ -16,7 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from interp.hooks import HookPoint
+from interp.hook_point import HookPoint
 from models.config import TransformerConfig
 from models.kv_cache import LayerCache
 from models.positions import RotaryPositions

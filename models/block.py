@@ -6,7 +6,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.hooks import HookPoint
+from interp.hook_point import HookPoint
 from models.attention import Attention, Mask, Stream
 from models.config import TransformerConfig
 from models.kv_cache import LayerCache
@@ -18,9 +18,9 @@ class Block(nn.Module):
     """resid + attention(norm(resid)), then resid + mlp(norm(resid)); in parallel blocks both read the same stream.
 
     `hook_attn_in`, `hook_q_input`, `hook_k_input`, `hook_v_input` give each head a stream of its own, before
-    the norm, when something is attached. An edited stream is normalised by its own statistics, past the hook
-    points of ln1, which fire once, on the shared stream. `hook_attn_in` exists where every head has its own
-    keys and values.
+    the norm, when something is attached. A stream that a hook may edit (one not marked `markers.reads_only`) is
+    normalised by its own statistics, past the hook points of ln1, which fire once, on the shared stream.
+    `hook_attn_in` exists where every head has its own keys and values.
     """
 
     def __init__(self, cfg: TransformerConfig) -> None:

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.errors import LabError
-from interp.hooks import HookedModule, HookPoint
+from interp.hook_point import HookPoint
+from interp.hooks import HookedModule
 from models.bridge_points import (
     EXCLUSIVE,
     SWITCHES,

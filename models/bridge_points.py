@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.hooks import HookPoint
+from interp.hook_point import HookPoint
 from interp.sites import KINDS, Kind
 from models.config import TransformerConfig
 

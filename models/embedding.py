@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.hooks import HookPoint
+from interp.hook_point import HookPoint
 from models.config import TransformerConfig
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.errors import LabError
-from interp.hooks import HookedModule, HookPoint
+from interp.hook_point import HookPoint
+from interp.hooks import HookedModule
 from models.attention import padding_mask
 from models.block import Block
 from models.config import TransformerConfig
@@ -135,6 +137,28 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     ) -> Float[Tensor, "*batch_pos"]:
         """The next-token loss in nats; see `models.loss`."""
         return next_token_loss(logits, tokens, attention_mask, per_token)
+
+    def generate(
+        self,
+        input: Input,
+        max_new_tokens: int = 20,
+        temperature: float | int = 1.0,
+        top_k: int | None = None,
+        top_p: float | int | None = None,
+        stop_tokens: Collection[int] | None = None,
+        seed: int | None = None,
+        prepend_bos: bool | None = None,
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Any:
+        """The prompt and what the model writes after it, as text or ids as given; see `models.generation.generate`.
+
+        Raises:
+            LabError: as there.
+        """
+        from models.generation import generate
+
+        sampling = (temperature, top_k, top_p, stop_tokens, seed)
+        return generate(self, input, max_new_tokens, *sampling, prepend_bos, attention_mask)
 
     def save(self, directory: str | Path) -> Path:
         """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.hooks import HookPoint
+from interp.hook_point import HookPoint
 from models.config import TransformerConfig
 
 
