@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from interp.errors import LabError
 from models.pretrained.tensors import read_json
 
@@ -49,8 +51,8 @@ def replace_folder(directory: str | Path, replaceable: Callable[[Mapping[str, An
     try:
         yield part
         _move(part, target, stale)
-    except OSError as error:
-        raise LabError(f"cannot write to {str(target)!r}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:  # a full disk, say
+        raise LabError(f"cannot write to {str(target)!r}: {error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

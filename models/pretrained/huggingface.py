@@ -55,13 +55,20 @@ def read(
     """
     family = family_of(config)
     check_plain(checkpoint, config)
-    cfg = replace(family.read_config(config), model_name=checkpoint.name)
+    cfg = replace(_read_config(family, config), model_name=checkpoint.name)
     stored = open_tensors(checkpoint.directory)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
     ignored = f"{family.ignored}|lm_head.weight" if cfg.tie_embeddings else family.ignored
     _check_tie(cfg, family.prefixed(cfg, prefix)[0].stored, stored)
     return fill(hollow(cfg, tokenizer), family.prefixed(cfg, prefix), stored, ignored, device, dtype)
+
+
+def _read_config(family: Family, config: Mapping[str, Any]) -> TransformerConfig:
+    try:
+        return family.read_config(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise LabError(f"config.json is not that of a {family.name} model: {error}.") from error
 
 
 def check_plain(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

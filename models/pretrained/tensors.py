@@ -116,7 +116,10 @@ def open_file(path: Path) -> StoredTensors:
 def _open_shards(index: Path) -> StoredTensors:
     entries: dict[str, Stored] = {}
     opened: dict[Path, dict[str, Tensor]] = {}
-    for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise LabError(f"{index} has no weight_map; expected the names of tensors and of the files that hold them.")
+    for name in sorted({str(file) for file in files.values()}):
         path = index.parent / Path(name).name  # an index may not lead out of its directory
         if not path.is_file():
             raise LabError(f"{index} names {name!r}, which is not there; download the checkpoint again.")

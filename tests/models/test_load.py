@@ -345,10 +345,13 @@ def test_a_config_that_is_none_is_reported(exported: Path, text: str, said: str)
         ({"activation_function": "quick_gelu"}, "quick_gelu"),
         ({"n_embd": ...}, "n_embd"),
         ({"n_head": 3}, "n_heads=3"),
+        ({"n_embd": "wide"}, "d_model='wide'"),
+        ({"n_layer": -1}, "n_layers=-1"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"auto_map": {"AutoModel": "code.py"}}, "code of its own"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")  # the annotations would find the wrong type before the code does
 def test_a_gpt2_that_the_lab_does_not_compute_is_refused(exported: Path, changes: dict[str, Any], said: str) -> None:
     change_config(exported, **changes)
     assert said in message_of(exported)
@@ -357,6 +360,7 @@ def test_a_gpt2_that_the_lab_does_not_compute_is_refused(exported: Path, changes
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_type='llama3'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
         ({"model_type": "mistral", "sliding_window": 4}, "window of 4 of 6"),
