@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,17 @@ POSITIONS = ("learned", "rotary", "sinusoidal", "none")
 LOGITS = arrays.arrays("float64", (3, 7), elements=st.floats(-20, 20))
 
 
-def model_with(positions: str = "learned", **sizes: object) -> GPT:
+def model_with(positions: str = "learned", **sizes: Any) -> GPT:
     """A random model whose next token depends strongly on what it reads."""
-    cfg = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_vocab": 13, "n_ctx": 24, "init_range": 0.5, "seed": 1}
+    cfg: dict[str, Any] = {
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_model": 16,
+        "d_vocab": 13,
+        "n_ctx": 24,
+        "init_range": 0.5,
+        "seed": 1,
+    }
     return GPT(TransformerConfig(**cfg | {"positional_embedding_type": positions} | sizes))
 
 
@@ -103,6 +112,11 @@ def test_one_seed_writes_one_text() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_the_model_itself_generates() -> None:
+    model, prompt = model_with(), torch.tensor([1, 2, 3])
+    assert torch.equal(model.generate(prompt, 9, top_k=5, seed=4), generate(model, prompt, 9, top_k=5, seed=4))
+
+
 def test_the_global_random_state_is_left_alone() -> None:
     model, before = model_with(), torch.get_rng_state()
     generate(model, torch.tensor([1, 2]), 3, seed=5)
@@ -110,7 +124,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 @given(logits=LOGITS, k=st.integers(1, 9))
-def test_top_k_keeps_the_k_highest_in_proportion(logits: object, k: int) -> None:
+def test_top_k_keeps_the_k_highest_in_proportion(logits: Any, k: int) -> None:
     rows = torch.as_tensor(logits)
     full, kept = rows.softmax(-1), distribution(rows, top_k=k)
     least = rows.sort(-1, descending=True).values[:, min(k, 7) - 1][:, None]
@@ -119,7 +133,7 @@ def test_top_k_keeps_the_k_highest_in_proportion(logits: object, k: int) -> None
 
 
 @given(logits=LOGITS, p=st.floats(0.01, 0.99))
-def test_top_p_keeps_the_fewest_tokens_that_reach_p_in_proportion(logits: object, p: float) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_reach_p_in_proportion(logits: Any, p: float) -> None:
     rows = torch.as_tensor(logits)
     full, kept = rows.softmax(-1), distribution(rows, top_p=p)
     for row, row_kept in zip(full, kept, strict=True):
@@ -138,7 +152,7 @@ def assert_in_proportion(full: Tensor, kept: Tensor) -> None:
 
 
 @given(logits=LOGITS)
-def test_limits_that_cut_nothing_change_nothing(logits: object) -> None:
+def test_limits_that_cut_nothing_change_nothing(logits: Any) -> None:
     rows = torch.as_tensor(logits)
     assert torch.equal(keep_top_k(rows, 7), rows)
     assert torch.equal(keep_top_p(rows, 1.0), rows)
@@ -146,7 +160,7 @@ def test_limits_that_cut_nothing_change_nothing(logits: object) -> None:
 
 
 @given(logits=LOGITS, temperature=st.floats(1e-30, 1e-4))
-def test_a_temperature_near_zero_is_greedy(logits: object, temperature: float) -> None:
+def test_a_temperature_near_zero_is_greedy(logits: Any, temperature: float) -> None:
     rows = torch.as_tensor(logits)
     top = rows.topk(2, -1).values
     clear = top[:, 0] - top[:, 1] > 1e-2  # e^(-0.01 / 1e-4) is 4e-44
@@ -185,7 +199,7 @@ def test_a_hook_acts_on_every_token_that_is_written() -> None:
         ({"top_p": 1.5}, "top_p=1.5; expected a probability"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_the_start(settings: dict[str, object], message: str) -> None:
+def test_what_cannot_be_written_is_refused_before_the_start(settings: dict[str, Any], message: str) -> None:
     model = model_with()
     ran: list[str] = []
     with (

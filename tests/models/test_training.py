@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def weights(model: torch.nn.Module) -> dict[str, bytes]:
     return {name: w.detach().numpy().tobytes() for name, w in model.named_parameters()}
 
 
-def trained(config: TrainingConfig, folder: Path | None = None, batches: object = None) -> GPT:
+def trained(config: TrainingConfig, folder: Path | None = None, batches: Any = None) -> GPT:
     model = GPT(SIZES)
     train(model, batches or Counting(), config, folder, progress=False)
     return model
@@ -75,7 +76,7 @@ def test_the_same_run_twice_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "precision"), [(1, "float32"), (2, "float32"), (1, "bfloat16")])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, accumulate: int, precision: str) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, accumulate: int, precision: Any) -> None:
     """20 steps at once, or 10, a stop, and the rest in a new process's worth of objects."""
 
     class Stopped(Exception):
@@ -231,15 +232,16 @@ def test_a_corpus_shorter_than_a_window_is_refused() -> None:
 
 
 @pytest.mark.parametrize("entry", [{"steps": -1}, {"lr": float("nan")}, {"accumulate": 0}])
-def test_a_setting_out_of_range_is_refused(entry: dict[str, object]) -> None:
+def test_a_setting_out_of_range_is_refused(entry: dict[str, Any]) -> None:
     with pytest.raises(LabError, match=next(iter(entry))):
         TrainingConfig(**{"steps": 1} | entry)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_misspelt_setting_is_answered_with_the_right_one() -> None:
+    settings: dict[str, Any] = {"steps": 1, "schedule": "cosin"}
     with pytest.raises(LabError, match="closest: 'cosine'"):
-        TrainingConfig(steps=1, schedule="cosin")
+        TrainingConfig(**settings)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -278,7 +280,8 @@ def test_weight_decay_spares_what_it_should() -> None:
 
 def test_a_gradient_is_clipped_to_the_norm_asked_for() -> None:
     """Seen by the optimizer: no longer than clip_norm; in the log: its length before."""
-    before, after = [], []
+    before: list[Tensor] = []
+    after: list[Tensor] = []
 
     def before_clipping(parameter: torch.nn.Parameter) -> None:
         assert parameter.grad is not None
@@ -390,7 +393,7 @@ def test_a_compiled_model_learns_the_same() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_training_on_a_gpu_learns_and_resumes(tmp_path: Path, precision: str) -> None:
+def test_training_on_a_gpu_learns_and_resumes(tmp_path: Path, precision: Any) -> None:
     config = TrainingConfig(steps=100, lr=1e-2, precision=precision, deterministic=True, save_every=50)
     model = GPT(SIZES, device="cuda")
     log = train(model, Counting(), config, tmp_path / "whole", progress=False)

@@ -5,6 +5,8 @@ Chance is ln 64 = 4.16 nats: a letter of 64.
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from interp.errors import LabError
 from interp.sites import Site
 from interp.tasks.repetition import repeated_tokens
 from models import GPT, load
+from models.norm import LayerNorm
 from models.zoo.repeats import held_out, measure, repeat_loss
 
 CHANCE = 4.16
@@ -81,12 +84,13 @@ def test_without_the_previous_token_head_there_is_no_induction(
 
 def test_the_induction_heads_copy(model: GPT) -> None:
     """Copying score of W_E W_V W_O W_U, sum of eigenvalues over sum of their sizes: 1 is a perfect copier."""
-    letters = slice(0, 64)
+    letters, norm = slice(0, 64), cast(LayerNorm, model.get_submodule("blocks.1.ln1"))
+    final = cast(LayerNorm, model.ln_final)
     for head in head_scores(model).induction[1].argsort()[-2:]:
         ov = model.W_V[1, int(head)] @ model.W_O[1, int(head)]
         # Layer norm's gains belong to the circuit, and neither norm lets the mean of a vector through.
-        read = (model.W_E[letters] - model.W_E[letters].mean(-1, keepdim=True)) * model.blocks[1].ln1.w
-        write = model.ln_final.w[:, None] * model.W_U[:, letters]
+        read = (model.W_E[letters] - model.W_E[letters].mean(-1, keepdim=True)) * norm.w
+        write = final.w[:, None] * model.W_U[:, letters]
         circuit = read @ (ov - ov.mean(-1, keepdim=True)) @ write
         eigenvalues = torch.linalg.eigvals(circuit.detach())
         assert eigenvalues.real.sum() / eigenvalues.abs().sum() > 0.95
