@@ -212,8 +212,11 @@ def train(
     place = available(device)
     recipe = recipes.find(name).changed([*changes, *([] if seed is None else [f"seed={seed}"])])
     folder = out or OutputFolder().convert(recipe.name, None, None)
-    note(f"training {recipe.name} in {folder}; when interrupted, the same command goes on")
-    recipes.replay(recipe, folder, place)
+    try:
+        recipes.replay(recipe, folder, place)
+    except KeyboardInterrupt:
+        note(f"the same command goes on from the last checkpoint in {folder}")
+        raise
     records = read_log(folder)
     deliver(output, {"model": str(folder), "log": records}, training_view(folder, records))
 

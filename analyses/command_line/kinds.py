@@ -71,8 +71,8 @@ class OutputFolder(click.ParamType):
             self.fail(f"cannot make the folder {str(path)!r}: {str(nearest)!r} is a file.", param, ctx)
         try:
             check_writable(nearest / "new")
-        except LabError as problem:
-            self.fail(str(problem), param, ctx)
+        except LabError:
+            self.fail(f"cannot write to {str(path)!r}: no file can be made in {str(nearest)!r}.", param, ctx)
         return path
 
 

@@ -72,6 +72,8 @@ class Pairs:
 
     def __post_init__(self) -> None:
         counts = {name: len(getattr(self, name)) for name in ("prompt", "corrupted", "right", "wrong")}
+        for name in counts:
+            check_not_empty(name, getattr(self, name))
         if self.task and any(counts.values()):
             raise misuse("--task brings its own prompts; expected either --task or --prompt, not both.")
         if len(set(counts.values())) > 1:
@@ -118,6 +120,7 @@ class OnePrompt:
     ids: bool
 
     def __post_init__(self) -> None:
+        check_not_empty("prompt", () if self.prompt is None else (self.prompt,))
         if self.task and self.prompt is not None:
             raise misuse("--task brings its own prompt; expected either --task or --prompt, not both.")
         if self.ids and self.prompt is None:
@@ -153,6 +156,14 @@ class OnePrompt:
         if not 0 <= token < model.cfg.d_vocab:
             raise LabError(f"the answer {text!r} is not one token id from 0 to {model.cfg.d_vocab - 1}.")
         return token
+
+
+def check_not_empty(name: str, texts: tuple[str, ...]) -> None:
+    """Raises:
+    click.UsageError: one of the texts is empty.
+    """
+    if not all(texts):
+        raise misuse(f"--{name} is empty; expected at least one token.")
 
 
 def check_text(model: Any) -> None:

@@ -101,7 +101,7 @@ def grid(result: Result) -> list[RenderableType]:
     axes, values = result.axes_of(result.primary), getattr(result, result.primary)
     if values.ndim > 2 or values.shape[-1] > WIDEST_GRID:
         return []
-    strongest = np.nanmax(np.abs(values), initial=0.0)
+    strongest = float(np.nanmax(np.abs(values), initial=0.0))
     columns = (
         [_coordinate(result, axes[1], i) for i in range(values.shape[1])] if values.ndim == 2 else [result.primary]
     )

@@ -88,7 +88,7 @@ def patching_view(found: PatchingResult, k: int) -> View:
     """The two baselines, the effects, and the strongest of them."""
     return [
         f"{found.metric}: clean {text.number(float(found.clean.mean()))}, "
-        f"corrupted {text.number(float(found.corrupted.mean()))} (mean of {len(found.clean)} prompts)",
+        f"corrupted {text.number(float(found.corrupted.mean()))} ({_mean_of(len(found.clean))})",
         f"{found.direction}: {found.shows}",
         *grid(found),
         top(_strongest(found, k), "furthest from the unpatched run", "effect"),
@@ -107,16 +107,21 @@ def _strongest(found: PatchingResult, k: int) -> Sequence[Extreme]:
 
 def attribution_view(found: AttributionResult, k: int) -> View:
     """The largest parts, and that all of them add up."""
-    parts = [(f"L{layer}H{head}", float(v)) for (layer, head), v in np.ndenumerate(found.values)]
-    parts += [(f"MLP {layer}", float(v)) for layer, v in enumerate(found.mlp)]
-    parts += [(str(name), float(v)) for name, v in zip(found.labels["part"], found.other, strict=True)]
-    parts.sort(key=lambda part: -abs(part[1]))
+    parts = _parts(found)
     measured = float(found.logit_diff.mean())
     return [
-        f"logit difference {text.number(measured)} (mean of {len(found.logit_diff)} prompts); "
+        f"logit difference {text.number(measured)} ({_mean_of(len(found.logit_diff))}); "
         f"its {len(parts)} parts sum to {text.number(found.total())}",
         table(["part", "share"], parts[:k]),
     ]
+
+
+def _parts(found: AttributionResult) -> list[tuple[str, float]]:
+    """Every part with its share, the largest first."""
+    parts = [(f"L{layer}H{head}", float(v)) for (layer, head), v in np.ndenumerate(found.values)]
+    parts += [(f"MLP {layer}", float(v)) for layer, v in enumerate(found.mlp)]
+    parts += [(str(name), float(v)) for name, v in zip(found.labels["part"], found.other, strict=True)]
+    return sorted(parts, key=lambda part: -abs(part[1]))
 
 
 def result_view(found: Result, k: int) -> View:
@@ -154,12 +159,13 @@ def findings_view(found: Findings) -> View:
     z, lens = found.patching["z"], found.lens
     on_top = np.flatnonzero(lens.rank(found.target)[:, -1] == 0)
     decided = f"first on top after layer {lens.labels['layer'][on_top[0]]}" if len(on_top) else "never on top"
+    written = ", ".join(f"{name} {text.number(share)}" for name, share in _parts(found.attribution)[:3])
     lines = [
         f"{found.provenance.model}, {len(found.pairs)} pairs: {z.metric} {text.number(float(z.clean.mean()))} "
         f"on clean, {text.number(float(z.corrupted.mean()))} on corrupted prompts",
         f"answer:      {decided} in the first prompt (logit lens)",
         f"patching:    {_named(z.top(3))}  (share of {z.metric} that one head restores)",
-        f"attribution: {_named(found.attribution.top(3))}  (logits that a head itself writes to the answer)",
+        f"attribution: {written}  (logits that a part itself writes towards the answer)",
     ]
     if found.scores is not None:
         best = [_best(found.scores, role) for role in range(len(ROLES))]
@@ -212,6 +218,10 @@ def _size(cfg: Any, axis: str) -> int | str:
         "one": 1,
     }
     return sizes.get(axis, axis)
+
+
+def _mean_of(n: int) -> str:
+    return "one prompt" if n == 1 else f"mean of {n} prompts"
 
 
 def _named(entries: Sequence[Any]) -> str:
