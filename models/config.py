@@ -67,6 +67,7 @@ class TransformerConfig:
         for name in ("d_head", "d_mlp", "n_key_value_heads", "d_vocab_out", "rotary_dim"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
+        self._check_types()
         self._derive()
         choose("activation function", self.act_fn, ACTIVATIONS)
         choose("positional_embedding_type", self.positional_embedding_type, _POSITIONS)
@@ -74,6 +75,14 @@ class TransformerConfig:
         if self.normalization_type not in ("LN", "RMS", None):
             raise LabError(f"normalization_type={self.normalization_type!r}; expected 'LN', 'RMS' or None.")
         self._check_sizes()
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            kind, _, optional = str(field.type).partition(" | ")
+            value = getattr(self, field.name)
+            types, name = _TYPES[kind]
+            if not isinstance(value, types) and not (optional and value is None):
+                raise LabError(f"{field.name}={value!r}; expected {name}{' or None' if optional else ''}.")
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)
@@ -172,4 +181,12 @@ def dtype_named(name: str) -> torch.dtype:
     return DTYPES[choose("dtype", name, DTYPES)]
 
 
+_TYPES: dict[str, tuple[Any, str]] = {
+    "int": (int, "an integer"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a name"),
+    "torch.dtype": (torch.dtype, "a dtype"),
+    "torch.device": (torch.device | str, "a device"),
+}
 _POSITIONS = ("learned", "sinusoidal", "rotary", "none")

@@ -180,8 +180,10 @@ def check_prompt(
     if mask is not None and not bool(mask[:, -1].all()):
         raise LabError("a prompt ends in padding; expected padding on the left (padding_side='left').")
     length = tokens.shape[1]
-    if length + max_new_tokens > cfg.n_ctx:
-        room = max(0, cfg.n_ctx - length)
+    room = cfg.n_ctx - length
+    if room < 0:
+        raise LabError(f"the prompt has {length} tokens, the context window {cfg.n_ctx}; shorten the prompt.")
+    if max_new_tokens > room:
         raise LabError(
             f"a prompt of {length} tokens and {max_new_tokens} new ones do not fit into the context window of "
             f"{cfg.n_ctx}; try max_new_tokens={room}, or a prompt of at most "
