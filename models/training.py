@@ -88,6 +88,7 @@ def train(
                 show(step, recorder.measured(step, loss, lr, norm))
             recorder.evaluate_and_keep(step)
             if run is not None and config.save_every and _due(config.save_every, step, config.steps):
+                finite(loss, step, lr)
                 run.save(model, _state(optimizer, scaler, device), step, frozenset(config.keep_steps))
     return recorder.log
 
@@ -117,6 +118,20 @@ def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
     return sum(losses) / sum(counts)
 
 
+def finite(loss: Float[Tensor, ""], step: int, lr: float) -> float:
+    """The loss as a number; asking for it waits for the device.
+
+    Raises:
+        LabError: it is infinite or not a number.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise LabError(
+            f"the loss is {value} at step {step}; try a lower lr (now {lr:g}), a warm-up, clip_norm, or float32."
+        )
+    return value
+
+
 class _Recorder:
     """Measures on the way: logs losses, evaluates, keeps weights."""
 
@@ -134,11 +149,7 @@ class _Recorder:
 
     def measured(self, step: int, loss: Tensor, lr: float, norm: Tensor) -> float:
         """Log one step. Only here does the loop wait for the device."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise LabError(
-                f"the loss is {value} at step {step}; try a lower lr (now {lr:g}), a warm-up, clip_norm, or float32."
-            )
+        value = finite(loss, step, lr)
         self._add({"step": step, "loss": value, "lr": lr, "grad_norm": norm.item(), "seconds": self._seconds()})
         return value
 

@@ -250,6 +250,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         trained(config)
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=50, lr=1e30, clip_norm=None, schedule="constant", log_every=0, save_every=1)
+    with pytest.raises(LabError, match=r"the loss is (nan|inf) at step"):
+        trained(config, tmp_path / "run")
+    assert read_log(tmp_path / "run") == []
+
+
 def test_accumulated_batches_are_one_large_batch() -> None:
     """The mean of two halves' gradients is the gradient of the whole, up to rounding and Adam's division."""
 
@@ -394,14 +401,20 @@ def test_a_compiled_model_learns_the_same() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_training_on_a_gpu_learns_and_resumes(tmp_path: Path, precision: Any) -> None:
+    class Stopping(Counting):
+        def batch(self, step: int) -> Tensor:
+            if step == 70:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
     config = TrainingConfig(steps=100, lr=1e-2, precision=precision, deterministic=True, save_every=50)
-    model = GPT(SIZES, device="cuda")
-    log = train(model, Counting(), config, tmp_path / "whole", progress=False)
+    whole, halves, resumed = (GPT(SIZES, device="cuda") for _ in range(3))
+    log = train(whole, Counting(), config, tmp_path / "whole", progress=False)
     assert log[-1]["loss"] < 0.5
-    (tmp_path / "whole/checkpoints/step_000100.resume.pt").unlink()
-    again = GPT(SIZES, device="cuda")
-    train(again, Counting(), replace(config, save_every=50), tmp_path / "whole", progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, Stopping(), config, tmp_path / "halves", progress=False)
+    train(resumed, Counting(), config, tmp_path / "halves", progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_progress_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
