@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         trained(config)
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_noticed_at_the_next_checkpoint_at_the_latest(tmp_path: Path) -> None:
     config = TrainingConfig(steps=50, lr=1e30, clip_norm=None, schedule="constant", log_every=0, save_every=1)
     with pytest.raises(LabError, match=r"the loss is (nan|inf) at step"):
         trained(config, tmp_path / "run")
