@@ -25,7 +25,7 @@ from interp.results import Extreme, Result
 
 ENDLESS = 100_000  # columns, where there is no terminal: nothing is wrapped or cut
 WIDEST_LABEL = 10
-WIDEST_GRID = 64
+LONGEST_AXIS = 64
 
 
 def deliver(
@@ -93,30 +93,44 @@ def _cell(value: object) -> Text:
     return Text(shown, justify="right")
 
 
-def grid(result: Result) -> list[RenderableType]:
-    """The primary array as a table with its first axis downwards.
+def grid(result: Result) -> Sequence[RenderableType]:
+    """The primary array as a table, its first axis downwards, or across where only that fits the terminal.
 
-    Nothing when it has three axes or more, is very wide, or does not fit the terminal.
+    Nothing when it has three axes or more, has a very long one, or fits neither way.
     """
     axes, values = result.axes_of(result.primary), getattr(result, result.primary)
-    if values.ndim > 2 or values.shape[-1] > WIDEST_GRID:
-        return []
+    names = [[_coordinate(result, axis, i) for i in range(n)] for axis, n in zip(axes, values.shape, strict=True)]
+    if max(values.shape) > LONGEST_AXIS:
+        ways = []
+    elif values.ndim == 1:
+        ways = [_grid(axes[0], names[0], [result.primary], values[:, None])]
+    elif values.ndim == 2:
+        down, across = axes
+        ways = [_grid(f"{down} \\ {across}", names[0], names[1], values)]
+        ways += [_grid(f"{across} \\ {down}", names[1], names[0], values.T)]
+    else:
+        ways = []
+    return [way for way in ways if _width(way) <= _console().width][:1]
+
+
+def _width(thing: RenderableType) -> int:
+    """Columns that a table would take if it could."""
+    console = _console()
+    return Measurement.get(console, console.options.update(width=ENDLESS), thing).maximum
+
+
+def _grid(corner: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray) -> Table:
+    """Numbers to three digits of the strongest, in bold when they are at least half of it."""
     strongest = float(np.nanmax(np.abs(values), initial=0.0))
-    columns = (
-        [_coordinate(result, axes[1], i) for i in range(values.shape[1])] if values.ndim == 2 else [result.primary]
-    )
-    rows = [
-        [_coordinate(result, axes[0], i), *(_shaded(float(v), strongest) for v in np.atleast_1d(values[i]))]
-        for i in range(values.shape[0])
-    ]
-    made, console = table([" \\ ".join(axes), *columns], rows), _console()
-    return [made] if Measurement.get(console, console.options, made).minimum <= console.width else []
+    decimals = 0 if strongest == 0 else max(0, 2 - int(np.floor(np.log10(strongest))))
 
+    def cell(value: float) -> Text:
+        strong = strongest > 0 and abs(value) >= strongest / 2
+        shown = "n/a" if value != value else f"{round(value, decimals) + 0.0:+.{decimals}f}"
+        return Text(shown, style="bold" if strong else "", justify="right")
 
-def _shaded(value: float, strongest: float) -> Text:
-    """A number, in bold when it is at least half the strongest."""
-    strong = strongest > 0 and abs(value) >= strongest / 2
-    return Text(f"{value + 0.0:+.3g}" if value == value else "n/a", style="bold" if strong else "", justify="right")
+    cells = [[name, *(cell(float(v)) for v in row)] for name, row in zip(rows, values, strict=True)]
+    return table([corner, *columns], cells)
 
 
 def _coordinate(result: Result, axis: str, index: int) -> str:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from analyses import activation_patching, head_attribution, head_scores, logit_lens
 from analyses.cli import main
+from analyses.patching import PatchingResult
 from interp import Result as LabResult
 from interp import tasks
 from models import load
@@ -271,3 +273,20 @@ def test_a_warning_is_one_line_on_stderr(town: Path) -> None:
 
 def test_the_version_is_told() -> None:
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("interp ")
+
+
+def test_a_table_too_wide_for_the_terminal_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from analyses.command_line import tables
+
+    for width, heading in ((200, "layer \\ pos"), (40, "pos \\ layer"), (5, None)):
+        monkeypatch.setattr(tables, "_console", lambda width=width: Console(width=width, file=io.StringIO()))
+        corners = [str(table.columns[0].header) for table in tables.grid(_effects(20))]  # type: ignore[union-attr]
+        assert corners == ([] if heading is None else [heading])
+
+
+def _effects(n: int) -> PatchingResult:
+    ones = np.ones(2)
+    values = np.ones((3, n))
+    return PatchingResult(
+        values, values[..., None].repeat(2, -1), ones, ones, "z", "prob", "noise", True, axes=("layer", "pos")
+    )
