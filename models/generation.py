@@ -1,6 +1,6 @@
 """Writing on: sampling tokens from a model, one after the other, with a cache of keys and values.
 
-What to sample from is a composition of pure functions on logits: temperature, then top-k, then top-p.
+What to sample from is a composition of pure functions on logits: top-k, then temperature, then top-p.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def distribution(
 ) -> Logits:
     """The probabilities from which a token is drawn, in float32 at least."""
     wide = logits.float() if logits.itemsize < 4 else logits
+    if top_k is not None:
+        wide = keep_top_k(wide, top_k)
     # Shifting by the maximum first keeps a tiny temperature from overflowing.
     cooled = (wide - wide.amax(-1, keepdim=True)) / temperature
-    if top_k is not None:
-        cooled = keep_top_k(cooled, top_k)
     if top_p is not None:
         cooled = keep_top_p(cooled, top_p)
     return cooled.softmax(-1)
@@ -180,14 +180,14 @@ def check_prompt(
     if mask is not None and not bool(mask[:, -1].all()):
         raise LabError("a prompt ends in padding; expected padding on the left (padding_side='left').")
     length = tokens.shape[1]
-    room = cfg.n_ctx - length
-    if room < 0:
+    room = cfg.n_ctx - length + 1  # the last token is written but never read
+    if room < 1:
         raise LabError(f"the prompt has {length} tokens, the context window {cfg.n_ctx}; shorten the prompt.")
     if max_new_tokens > room:
         raise LabError(
             f"a prompt of {length} tokens and {max_new_tokens} new ones do not fit into the context window of "
             f"{cfg.n_ctx}; try max_new_tokens={room}, or a prompt of at most "
-            f"{max(0, cfg.n_ctx - max_new_tokens)} tokens."
+            f"{max(0, cfg.n_ctx + 1 - max_new_tokens)} tokens."
         )
 
 

@@ -76,7 +76,7 @@ print([f"{found.place} {found.value:+.2f}" for found in attribution.top(5)])
 attribution.plot()
 
 # %% [markdown]
-# The head with the largest share is a name mover. Where does it look? At the name that it writes.
+# Where does the head with the largest share look, and from where does it bring what it writes?
 
 # %%
 layer, head = attribution.highest(1)[0].index
@@ -100,10 +100,10 @@ for role in ("previous", "duplicate", "induction"):
 scores.plot()
 
 # %% [markdown]
-# Every result can be kept, with where it came from: `result.save(path)`, `result.to_dataframe()`, `result.to_html(path)`.
+# Every result can be kept, with where it came from: `result.save(path)`, `result.to_dataframe()`,
+# `result.to_html(path)`.
 
 # %%
-print(
-    patched.provenance.model, patched.provenance.weights[:12], patched.provenance.direction, patched.provenance.metric
-)
+origin = patched.provenance
+print(origin.model, origin.weights[:12], origin.direction, origin.metric)
 patched.to_dataframe().head()

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Write a hook-based experiment
 #
-# A hook is a function on an activation: it is given the tensor and returns another, or nothing to leave it. Ten lines are an experiment.
+# A hook is a function on an activation: it is given the tensor and returns another, or nothing to leave it. Ten lines
+# are an experiment.
 
 # %%
 import torch
@@ -25,7 +26,8 @@ baseline = score(model(pairs.clean, attention_mask=pairs.mask))
 # %% [markdown]
 # ## Silence one head
 #
-# `model.hooks` attaches hooks for the length of a `with` block and takes exactly those off again, whatever happens inside.
+# `model.hooks` attaches hooks for the length of a `with` block and takes exactly those off again, whatever happens
+# inside.
 
 
 # %%
@@ -67,8 +69,9 @@ print(
 # %% [markdown]
 # ## Edits as values, many at once
 #
-# The same edits exist as values: they can be printed, batched and swept. Zero asks what the model does far from anything
-# it has seen; the mean over other prompts, or another prompt's value, are gentler questions with other answers.
+# The same edits exist as values: they can be printed, batched and swept. Zero asks what the model does far from
+# anything it has seen; the mean over other prompts, or another prompt's value, are gentler questions with other
+# answers.
 
 # %%
 _, reference = model.run_with_cache(pairs.corrupted, attention_mask=pairs.mask, names_filter="blocks.*.attn.hook_z")

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A from-scratch and a pretrained model side by side
 #
-# The same code runs on a model that was just initialised, on one that was trained, and on one that another library loaded. So
-# they can be compared activation by activation.
+# The same code runs on a model that was just initialised, on one that was trained, and on one that another library
+# loaded. So they can be compared activation by activation.
 
 # %%
 import tempfile
@@ -49,8 +49,8 @@ for name, model in (("pretrained", pretrained), ("from scratch", scratch)):
 # %% [markdown]
 # ## Is a port right?
 #
-# The model leaves as a Hugging Face checkpoint and comes back through our loader and through TransformerLens. Every activation is the
-# same up to rounding.
+# The model leaves as a Hugging Face checkpoint and comes back through our loader and through TransformerLens. Every
+# activation is the same up to rounding.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,8 @@ with tempfile.TemporaryDirectory() as folder:
 for other in (back, bridge):
     result = compare(pretrained, other, prompt)
     print(
-        f"{type(other).__name__:8s} {len(result.relative)} hook points, largest relative difference {result.relative.max():.1e}"
+        f"{type(other).__name__:8s} {len(result.relative)} hook points,"
+        f" largest relative difference {result.relative.max():.1e}"
     )
     assert result.first_difference() is None
 

@@ -102,7 +102,7 @@ FAILURES = {
     "prompt too long": (["lens", "--prompt", LONG], ["tokens, the context window 32", "shorten"]),
     "pair too long": (["patch", "--prompt", LONG, "--corrupted", LONG, *ANSWERS], ["context is 32", "shorten"]),
     "text too long to go on": (["generate", "--prompt", LONG], ["context window 32", "shorten"]),
-    "no room to write": (["generate", "--prompt", PROMPT], ["15 tokens and 20 new ones", "try max_new_tokens=17"]),
+    "no room to write": (["generate", "--prompt", PROMPT], ["15 tokens and 20 new ones", "try max_new_tokens=18"]),
     "two tokens": (["patch", *PAIR[:4], "--right", " Maximilian", "--wrong", " John"], ["7 tokens", "expected one"]),
     "answer of two tokens": (["lens", "--prompt", PROMPT, "--right", " Maximilian"], ["7 tokens", "expected one"]),
     "right and wrong": (["patch", *PAIR[:4], "--right", " Mary", "--wrong", " Mary"], ["both a right and a wrong"]),

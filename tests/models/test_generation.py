@@ -190,7 +190,7 @@ def test_a_hook_acts_on_every_token_that_is_written() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 22}, r"a prompt of 3 tokens and 22 new ones .* window of 24; try max_new_tokens=21"),
+        ({"max_new_tokens": 23}, r"a prompt of 3 tokens and 23 new ones .* window of 24; try max_new_tokens=22"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1; expected 0 or more"),
         ({"temperature": -0.5}, "temperature=-0.5; expected"),
         ({"temperature": float("nan")}, "temperature=nan; expected"),
