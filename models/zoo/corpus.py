@@ -75,9 +75,10 @@ class Town:
         return row[: self.n_ctx], 0
 
     def _repeat(self, rng: random.Random) -> tuple[list[int], int]:
-        special = len(self.tokenizer.all_special_ids)  # they come first in the town's vocabulary
+        """A row of repeats; half of them are of single bytes, which are few and thus met often."""
+        special = len(self.tokenizer.all_special_ids)  # they come first in the town's vocabulary, then the bytes
         length = rng.randint(3, rng.choice((10, self.n_ctx // 2)))  # short blocks repeat often: an easier start
-        block = rng.sample(range(special, len(self.tokenizer)), length)
+        block = rng.sample(range(special, rng.choice((special + 256, len(self.tokenizer)))), length)
         return [self._start, *islice(cycle(block), self.n_ctx - 1)], length + 1
 
     @property
