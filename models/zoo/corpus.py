@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from interp.errors import LabError
 from models.batches import UNCOUNTED, Batch
 from models.tokenizers import Tokenizer, train_bpe
 from models.zoo.lessons import Lesson, checked
@@ -49,6 +50,8 @@ class Town:
     """The corpus as batches of token rows.
 
     n_ctx: tokens in a row. batch_size: rows in a batch. repeats: share of the rows that are repeated random tokens.
+    lead_in: steps over which that share falls from 0.9. Over its first third the random tokens are 64 different ones,
+    then ever more until they are all: induction forms on a few tokens that are met often, and widens from there.
     """
 
     tokenizer: Tokenizer
@@ -56,11 +59,19 @@ class Town:
     batch_size: int = 32
     seed: int = 0
     repeats: float = 0.25
+    lead_in: int = 3000
+
+    def __post_init__(self) -> None:
+        if self.lead_in < 1 or not 0 <= self.repeats <= 0.9:
+            raise LabError(
+                f"lead_in={self.lead_in}, repeats={self.repeats}; expected at least one step and a share from 0 to 0.9."
+            )
 
     def batch(self, step: int) -> Batch:
         """The rows of one step. The random tokens of a first block cannot be predicted and do not count."""
         rng = random.Random(f"town {self.seed} {step}")
-        made = [self._repeat(rng) if rng.random() < self.repeats else self._text(rng) for _ in range(self.batch_size)]
+        share = max(self.repeats, 0.9 - (0.9 - self.repeats) * step / self.lead_in)
+        made = [self._repeat(rng, step) if rng.random() < share else self._text(rng) for _ in range(self.batch_size)]
         tokens = torch.tensor([row for row, _ in made])
         targets = torch.full_like(tokens, UNCOUNTED)
         for target, (row, first) in zip(targets, made, strict=True):
@@ -74,11 +85,13 @@ class Town:
             row += [self._start, *self.tokenizer.encode(story(rng))]
         return row[: self.n_ctx], 0
 
-    def _repeat(self, rng: random.Random) -> tuple[list[int], int]:
-        """A row of repeats; half of them are of single bytes, which are few and thus met often."""
-        special = len(self.tokenizer.all_special_ids)  # they come first in the town's vocabulary, then the bytes
-        length = rng.randint(3, rng.choice((10, self.n_ctx // 2)))  # short blocks repeat often: an easier start
-        block = rng.sample(range(special, rng.choice((special + 256, len(self.tokenizer)))), length)
+    def _repeat(self, rng: random.Random, step: int) -> tuple[list[int], int]:
+        """A row of repeats, of ordinary tokens whose number doubles five times after the first third of the lead-in."""
+        special = len(self.tokenizer.all_special_ids)  # they come first in the town's vocabulary
+        doublings = max(0, int(7.5 * step / self.lead_in - 2.5))
+        pool = min(64 * 2**doublings, len(self.tokenizer) - special)
+        length = rng.randint(5, self.n_ctx // 2)
+        block = rng.sample(range(special, special + pool), length)
         return [self._start, *islice(cycle(block), self.n_ctx - 1)], length + 1
 
     @property

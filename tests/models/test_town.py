@@ -113,16 +113,16 @@ def test_the_shipped_model_does_its_tasks_on_what_it_never_saw(town: GPT) -> Non
     assert scores["greater_than"] >= 0.8
     assert scores["facts"] >= 0.98
     assert scores["agreement"] >= 0.94
-    assert scores["induction"] >= 0.7
-    assert scores["second_copy_loss"] < scores["first_copy_loss"] - 1
+    assert scores["induction_top"] >= 0.9  # one guess in 20 for who only knows which tokens were there
 
 
 @torch.no_grad()
-def test_the_shipped_model_predicts_the_repeat_of_a_short_random_block(town: GPT) -> None:
-    rows = repeated_tokens(town, n=200, length=8)
+@pytest.mark.parametrize("length", [8, 20, 30])
+def test_the_shipped_model_predicts_the_repeat_of_a_random_block(town: GPT, length: int) -> None:
+    rows = repeated_tokens(town, n=200, length=length)
     losses = next_token_loss(town(rows), rows, per_token=True)
-    assert losses[:, :8].mean() > log(town.cfg.d_vocab)
-    assert losses[:, 9:].mean() < log(town.cfg.d_vocab) - 3  # the card says 3.4, a uniform guess costs 7.3
+    assert losses[:, :length].mean() > log(town.cfg.d_vocab)
+    assert losses[:, length + 1 :].mean() < 0.5  # knowing the block but not its order costs ln 8 = 2.1 at least
 
 
 def test_the_shipped_folder_is_complete_small_and_of_its_recipe(town: GPT) -> None:
@@ -138,3 +138,19 @@ def test_the_shipped_folder_is_complete_small_and_of_its_recipe(town: GPT) -> No
 def test_the_recipe_makes_the_shipped_tokenizer(town: GPT) -> None:
     assert town.tokenizer is not None
     assert find("town").lesson().tokenizer.core.to_str() == town.tokenizer.core.to_str()
+
+
+def test_repeats_begin_often_and_with_few_tokens_and_end_with_all(corpus: Town) -> None:
+    def rows_of_repeats(step: int) -> list[list[int]]:
+        batches = [corpus.batch(step + i) for i in range(20)]
+        return [
+            tokens
+            for batch in batches
+            for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True)  # type: ignore[union-attr]
+            if targets[0] == UNCOUNTED
+        ]
+
+    first, last = rows_of_repeats(0), rows_of_repeats(corpus.lead_in)
+    assert len(first) > 2 * len(last) > 0
+    assert len({token for row in first for token in row[1:]}) <= 64
+    assert len({token for row in last for token in row[1:]}) > 1000
