@@ -10,6 +10,7 @@ from math import log
 import pytest
 import torch
 
+from interp.errors import LabError
 from interp.tasks import indirect_object, repeated_tokens, verb_number, world, year_order
 from models import load
 from models.batches import UNCOUNTED
@@ -154,3 +155,10 @@ def test_repeats_begin_often_and_with_few_tokens_and_end_with_all(corpus: Town) 
     assert len(first) > 2 * len(last) > 0
     assert len({token for row in first for token in row[1:]}) <= 64
     assert len({token for row in last for token in row[1:]}) > 1000
+
+
+@pytest.mark.parametrize("options", [{"lead_in": 0}, {"repeats": 1.0}, {"repeats": -0.1}])
+def test_a_lead_in_or_share_that_makes_no_sense_is_refused(town: GPT, options: dict[str, float]) -> None:
+    assert town.tokenizer is not None
+    with pytest.raises(LabError, match="expected at least one step and a share"):
+        Town(town.tokenizer, **options)  # type: ignore[arg-type]

@@ -85,3 +85,8 @@ def test_the_comparison_of_the_two_finds_no_difference(pair: Pair) -> None:
     tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(4))
     difference = analyses.compare(*pair, tokens)
     assert difference.first_difference(1e-4) is None
+
+
+def test_attention_patterns(pair: Pair) -> None:
+    tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(5))
+    _assert_same(pair, lambda model: analyses.attention_patterns(model, tokens), "values")
