@@ -94,8 +94,8 @@ class HookPoint(nn.Module):
         return quiet and all(is_reads_only(handle.user_hook) for handle in self.fwd_hooks)
 
     def _has_torch_hooks(self) -> bool:
-        kinds = (self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks)
-        return any(kinds)
+        before = self._forward_pre_hooks or self._backward_pre_hooks
+        return bool(before or self._forward_hooks or self._backward_hooks)
 
     def add_hook(
         self,

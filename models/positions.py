@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -69,9 +69,6 @@ class RotaryPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos head d_head"], angles: Float[Tensor, "#batch pos half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        cos = repeat(angles.cos().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)
-        sin = repeat(angles.sin().to(x.dtype), "batch pos half -> batch pos 1 (two half)", two=2)
-        rotated, rest = x[..., : self.dim], x[..., self.dim :]
-        first, second = rotated.chunk(2, -1)
-        turned = rotated * cos + torch.cat([-second, first], -1) * sin
-        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+        cos, sin = (turn.to(x.dtype)[:, :, None] for turn in (angles.cos(), angles.sin()))
+        first, second, rest = x.split((self.dim // 2, self.dim // 2, x.shape[-1] - self.dim), -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)

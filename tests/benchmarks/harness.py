@@ -125,7 +125,7 @@ def peak_bytes(work: Work, device: str = "cpu") -> int:
     del kept
     held = most = 0
     assert recorded.profiler is not None
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]" and "CPU" in str(event.device_type()):
             held += event.nbytes()
             most = max(most, held)
