@@ -8,12 +8,14 @@ scale, 0 = the corrupted run and 1 = the clean run:
 - denoise: the corrupted run gets clean activations. An effect near 1 says that the site is sufficient.
 - noise: the clean run gets corrupted activations. An effect near 0 says that the site is necessary.
 
-Cost: one forward per site and prompt, batched, and two for the baselines and the cache.
+Cost: two forwards for the baselines and the cache, and for each site and prompt the part of a forward that the patch
+can change (see `interp.sweep`); one whole forward on models that cannot resume.
 It does not show: how the effect comes about downstream, or sites that matter only together.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,10 +35,10 @@ from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
-from interp.sites import HEAD_AXES, KINDS, Site
+from interp.sites import HEAD_AXES, KINDS, PICKS, Site
 from interp.style import SIGNED, Scale
 
-AXES = ("layer", "head", "pos")
+AXES = ("layer", "head", "pos", "neuron")
 DIRECTIONS = ("denoise", "noise")
 
 
@@ -45,7 +47,7 @@ class PatchingResult(Result):
     """The effect of patching each site; `values` on the scale 0 = corrupted, 1 = clean when `normalized`.
 
     values: mean over prompts, [layer pos], [layer head], ... as asked. raw: the metric of every patched run.
-    clean, corrupted: the metric of the two unpatched runs.
+    clean, corrupted: the metric of the two unpatched runs. way: how the sweep ran (see `interp.sweep`).
     """
 
     title = "Activation patching"
@@ -59,6 +61,7 @@ class PatchingResult(Result):
     metric: str
     direction: str
     normalized: bool
+    way: str
 
     @property
     def shows(self) -> str:  # type: ignore[override]
@@ -87,23 +90,88 @@ def activation_patching(
     direction: str = "denoise",
     normalize: bool = True,
     by: Sequence[str] | None = None,
-    batch_size: int | None = None,
+    budget: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> PatchingResult:
     """Patch every site of one kind, one at a time: `.values[layer, pos]`, or `.values[layer, head]`.
 
     site: a kind of `interp.sites.KINDS` that lives in blocks, such as "resid_pre", "attn_out", "mlp_out", "z", "q",
-    "k", "v", "pattern", "mlp_post". by: the axes to tell apart, of "layer", "head" and "pos" (for patterns the
-    query position); what is left out is patched together. By default layer and head where there are heads, else
-    layer and position. metric: see `interp.metrics`; "kl" compares with the clean run. Positions count in the
-    padded batch. normalize: False gives the metric itself, averaged over prompts.
+    "k", "v", "pattern", "mlp_post". by: the axes to tell apart, of "layer", "head", "pos" (for patterns the
+    query position) and "neuron"; what is left out is patched together. By default layer and head where there are
+    heads, else layer and position. metric: see `interp.metrics`; "kl" compares with the clean run. Positions count in
+    the padded batch. normalize: False gives the metric itself, averaged over prompts. budget, out, progress: as in
+    `interp.sweep.run`; `out` keeps the sweep while it runs, so that the same call goes on after a kill.
 
     When the two baselines differ by no more than rounding error, normalising would divide by it: a warning says so
     and the raw values are given.
 
     Raises:
-        LabError: an unknown site, metric, direction or axis, or prompts that the model cannot take.
+        LabError: an unknown site, metric, direction or axis, prompts that the model cannot take, and as `sweep.run`.
     """
+    work = _prepare(model, pairs, site, metric, direction, by)
+    found = sweep.run(model, work.runs, work.rows, work.metric, budget, out, progress)
+    unpatched, raw = found.base, found.values.reshape(*work.shape, len(pairs))
+    clean, corrupted = (work.source, unpatched) if direction == "denoise" else (unpatched, work.source)
+    values, normalized = _normalize(raw.mean(-1), clean, corrupted, normalize, model.dtype)
+    return PatchingResult(
+        values,
+        raw,
+        clean,
+        corrupted,
+        site,
+        work.metric.name,
+        direction,
+        normalized,
+        found.way,
+        axes=work.axes,
+        labels={"pos": position_labels(model, work.pairs)} if "pos" in work.axes else {},
+        provenance=provenance.of(
+            model, prompts=work.pairs, metric=work.metric.name, site=site, direction=direction, ablation="replace"
+        ),
+    )
+
+
+def patching_plan(
+    model: HookedModel | Any,
+    pairs: PromptPairs,
+    site: str = "resid_pre",
+    metric: str | AnyMetric | Callable[..., Any] = "logit_diff",
+    direction: str = "denoise",
+    by: Sequence[str] | None = None,
+    budget: int | None = None,
+) -> sweep.Plan:
+    """What `activation_patching` with the same arguments will take, before it runs; see `interp.sweep.Plan`.
+
+    Raises:
+        LabError: as there.
+    """
+    work = _prepare(model, pairs, site, metric, direction, by)
+    return sweep.plan(model, work.runs, work.rows, work.metric, budget)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A patching sweep. runs: the pairs as the sweep runs them. source: the metric of the run that is patched from."""
+
+    pairs: PromptPairs
+    runs: PromptPairs
+    axes: tuple[str, ...]
+    shape: list[int]
+    rows: list[list[Edit]]
+    metric: AnyMetric
+    source: Float[np.ndarray, "prompt"]
+
+
+def _prepare(
+    model: HookedModel | Any,
+    pairs: PromptPairs,
+    site: str,
+    metric: str | AnyMetric | Callable[..., Any],
+    direction: str,
+    by: Sequence[str] | None,
+) -> _Work:
+    """Check everything, run what is patched from, and make the rows."""
     choose("direction", direction, DIRECTIONS)
     axes = _axes(site, by)
     check_site(model, site)
@@ -111,36 +179,14 @@ def activation_patching(
     if metric != "kl":
         metric = metrics.get(metric)
     pairs = pairs.to(model.device)
-    source_pairs = pairs if direction == "denoise" else pairs.swapped()
-    run_pairs = pairs.swapped() if direction == "denoise" else pairs
-
+    sources, runs = (pairs, pairs.swapped()) if direction == "denoise" else (pairs.swapped(), pairs)
     names = [Site(site, layer).hook_name for layer in range(model.cfg.n_layers)]
-    source_logits, source = cached_run(model, source_pairs, names)
-    clean_logits = source_logits if direction == "denoise" else run(model, pairs)
-    measure = metrics.kl(clean_logits, pairs) if metric == "kl" else metrics.get(metric)
-    shape, rows = _rows(model, site, axes, pairs, source)
-    # The unedited run is the sweep's first row, so both baselines and all rows go through the same code.
-    results = sweep.run(model, run_pairs, [(), *rows], measure, batch_size, progress)
-    unpatched, raw = results[0], results[1:].reshape(*shape, len(pairs))
-    from_source = measure(source_logits, source_pairs).double().cpu()
-    clean, corrupted = (from_source, unpatched) if direction == "denoise" else (unpatched, from_source)
-    values, normalized = _normalize(raw.mean(-1), clean, corrupted, normalize, model.dtype)
-    labels = {"pos": position_labels(model, pairs)} if "pos" in axes else {}
-    return PatchingResult(
-        to_numpy(values),
-        to_numpy(raw),
-        to_numpy(clean),
-        to_numpy(corrupted),
-        site,
-        measure.name,
-        direction,
-        normalized,
-        axes=axes,
-        labels=labels,
-        provenance=provenance.of(
-            model, prompts=pairs, metric=measure.name, site=site, direction=direction, ablation="replace"
-        ),
+    logits, source = cached_run(model, sources, names)
+    measure = (
+        metrics.get(metric) if metric != "kl" else metrics.kl(logits if sources is pairs else run(model, pairs), pairs)
     )
+    shape, rows = _rows(model, site, axes, pairs, source)
+    return _Work(pairs, runs, axes, shape, rows, measure, to_numpy(measure(logits, sources).double()))
 
 
 def run(model: HookedModel | Any, pairs: PromptPairs) -> Float[Tensor, "batch pos d_vocab"]:
@@ -172,13 +218,14 @@ def check_site(model: HookedModel | Any, site: str) -> None:
 def _axes(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     """The axes to tell apart, in the lab's order."""
     choose("site", site, KINDS)
-    heads = bool(set(KINDS[site].axes) & set(HEAD_AXES))
+    kind = KINDS[site]
+    heads = bool(set(kind.axes) & set(HEAD_AXES))
     wanted = by if by is not None else ("layer", "head") if heads else ("layer", "pos")
     wanted = (wanted,) if isinstance(wanted, str) else wanted
     for axis in wanted:
         choose("axis", axis, AXES)
-    if "head" in wanted and not heads:
-        raise LabError(f"site {site!r} has the axes {' '.join(KINDS[site].axes)}, so it cannot be told apart by head.")
+        if axis != "layer" and not set(kind.axes) & set(PICKS[axis]):
+            raise LabError(f"site {site!r} has the axes {' '.join(kind.axes)}, so it cannot be told apart by {axis}.")
     if not wanted:
         raise LabError(f"by={by!r}; expected at least one of {', '.join(AXES)}.")
     return tuple(axis for axis in AXES if axis in wanted)
@@ -188,29 +235,34 @@ def _rows(
     model: HookedModel | Any, site: str, axes: tuple[str, ...], pairs: PromptPairs, source: Any
 ) -> tuple[list[int], list[list[Edit]]]:
     """The shape of the result, and the edits of each of its entries in order."""
-    head_axis = next((i for i, axis in enumerate(KINDS[site].axes) if axis in HEAD_AXES), None)
-    sizes = {
-        "layer": model.cfg.n_layers,
-        "head": source[Site(site, 0).hook_name].shape[head_axis] if head_axis is not None else 0,
-        "pos": pairs.clean.shape[1],
+    activation = source[Site(site, 0).hook_name].shape
+    sizes = {"layer": model.cfg.n_layers}
+    sizes |= {
+        axis: next(n for n, name in zip(activation, KINDS[site].axes, strict=True) if name in PICKS[axis])
+        for axis in axes
+        if axis != "layer"
     }
     rows = []
     for place in product(*(range(sizes[axis]) for axis in axes)):
         at = dict(zip(axes, place, strict=True))
-        layers = [at["layer"]] if "layer" in at else range(model.cfg.n_layers)
-        rows.append([replace(Site(site, layer, at.get("head"), at.get("pos")), source) for layer in layers])
+        layers = [at.pop("layer")] if "layer" in at else range(model.cfg.n_layers)
+        rows.append([replace(Site(site, layer, **at), source) for layer in layers])
     return [sizes[axis] for axis in axes], rows
 
 
 def _normalize(
-    values: Tensor, clean: Tensor, corrupted: Tensor, wanted: bool, dtype: torch.dtype
-) -> tuple[Tensor, bool]:
+    values: Float[np.ndarray, "*axes"],
+    clean: Float[np.ndarray, "prompt"],
+    corrupted: Float[np.ndarray, "prompt"],
+    wanted: bool,
+    dtype: torch.dtype,
+) -> tuple[Float[np.ndarray, "*axes"], bool]:
     """The values on the scale of the baselines, and whether that was done."""
     if not wanted:
         return values, False
-    top, bottom = clean.mean(), corrupted.mean()
-    noise = 100 * torch.finfo(dtype).eps * max(1.0, float(top.abs()), float(bottom.abs()))
-    if abs(float(top - bottom)) <= noise:
+    top, bottom = float(clean.mean()), float(corrupted.mean())
+    noise = 100 * torch.finfo(dtype).eps * max(1.0, abs(top), abs(bottom))
+    if abs(top - bottom) <= noise:
         warnings.warn(
             f"the clean baseline {top:.6g} and the corrupted one {bottom:.6g} differ by no more than rounding "
             f"({noise:.1g}), so the values are not normalised: they are the metric itself.",

@@ -66,14 +66,14 @@ def write_report(
     metric: str = "logit_diff",
     example: int = 0,
     seed: int = 0,
-    batch_size: int | None = None,
+    budget: int | None = None,
     progress: bool | None = None,
 ) -> Findings:
     """Run every headline analysis and write one page; give back what was found.
 
     title: heading of the page. metric: what patching measures (see `interp.metrics`); attribution is of the logit
     difference always. example: the number of the prompt whose lens and patterns are shown. seed: of the random
-    tokens that heads are scored on. batch_size, progress: as in `activation_patching`.
+    tokens that heads are scored on. budget, progress: as in `activation_patching`.
 
     The page appears whole or not at all; that it can be written is checked before the work starts.
 
@@ -83,7 +83,7 @@ def write_report(
     from analyses.report_sections import page
 
     path = files.check_writable(path)
-    findings = investigate(model, pairs, metric, example, seed, batch_size, progress)
+    findings = investigate(model, pairs, metric, example, seed, budget, progress)
     page(findings, title).write(path)
     return findings
 
@@ -94,7 +94,7 @@ def investigate(
     metric: str = "logit_diff",
     example: int = 0,
     seed: int = 0,
-    batch_size: int | None = None,
+    budget: int | None = None,
     progress: bool | None = None,
 ) -> Findings:
     """The analyses of the report, without the page; see `write_report` for the arguments and errors."""
@@ -104,7 +104,7 @@ def investigate(
     sites = [site for site in SITES if not (site == "mlp_out" and model.cfg.attn_only)]
 
     def patch(site: str) -> PatchingResult:
-        return activation_patching(model, pairs, site=site, metric=metric, batch_size=batch_size, progress=progress)
+        return activation_patching(model, pairs, site=site, metric=metric, budget=budget, progress=progress)
 
     patching = {site: patch(site) for site in sites}
     attribution = head_attribution(model, pairs)

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.kv_cache import KeyValueCache
+
 NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 
@@ -85,12 +87,31 @@ class HookedModel(Protocol):
 
 @runtime_checkable
 class ResumableModel(HookedModel, Protocol):
-    """A model whose forward can start at a layer, stop at one, and go on after cached positions.
+    """A model whose forward resumes: from a layer, from a position, and for the positions asked for alone.
 
-    `model(resid, start_at_layer=l)` continues from the stream at the input of block l;
-    `model(tokens, stop_at_layer=l)` returns that stream; `past_kv_cache` holds the positions before.
+    Its call also takes `start_at_layer=l` (the input is the stream [batch pos d_model] at the input of block l),
+    `stop_at_layer=l` (gives that stream back), `past_kv_cache` (an `interp.kv_cache.KeyValueCache` with the keys and
+    values of the positions before), and `finish` (Int[Tensor, "batch n"]: the positions of the input that leave the
+    last block that is run). Its keys and values are at `hook_k` (or `hook_rot_k`, where there is one) and `hook_v`.
     """
+
+    def __call__(
+        self,
+        input: Any,
+        *,
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+        finish: Int[Tensor, "batch n"] | None = None,
+    ) -> Any: ...
 
     def embedding(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "#batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]: ...
+
+    def logits_at(
+        self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch n"] | None = None
+    ) -> Float[Tensor, "batch pos n_or_d_vocab"]:
+        """The logits of final streams, for some tokens (each row its own) or, with None, for all."""
+        ...

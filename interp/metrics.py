@@ -1,9 +1,9 @@
 """Metrics: one number per prompt from the logits, and what of the logits it reads.
 
-A metric is called as `metric(logits, pairs)` and gives one number per prompt. Every metric but `cross_entropy`
-reads one position, the last real token of each prompt, where the answer is predicted; `tokens(pairs)` says
-which vocabulary entries it reads there (None: all of them). Several right or wrong answers count together, as
-each metric says. Probabilities and logarithms are natural, computed in float32 at least.
+A metric is called as `metric(logits, pairs)` and gives one number per prompt. It says what it reads, so that a sweep
+computes nothing else: `positions(pairs)` and `tokens(pairs)`, None for all. Every metric but `cross_entropy`
+reads one position, the last real token of each prompt, where the answer is predicted. Several right or wrong answers
+count together, as each metric says. Probabilities and logarithms are natural, computed in float32 at least.
 
 Any callable on logits is a metric too: `fn(logits)` or `fn(logits, pairs)`, one number per prompt.
 """
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import LabError, choose
 from interp.prompts import PromptPairs
 
-LastLogits = Float[Tensor, "batch d_vocab"]
+Read = Float[Tensor, "batch n_read"]  # the logits that a metric reads, position by position
 Score = Float[Tensor, "batch"]
 
 
@@ -30,19 +31,24 @@ Score = Float[Tensor, "batch"]
 class Metric:
     """A named metric that reads the last position.
 
-    name, unit: for labels. score: from the logits at the last position and the pairs to one number per prompt.
-    tokens: the vocabulary entries that the score reads, [batch n] filled up with -1, or None for all.
+    name, unit: for labels. score: from the logits that it reads and the pairs to one number per prompt. tokens: which
+    vocabulary entries those are, [batch n] filled up with -1, or None for all of them in order.
     stationary: its gradient is zero at the run it compares with, so gradient methods must refuse it.
     """
 
     name: str
     unit: str
-    score: Callable[[LastLogits, PromptPairs], Score]
+    score: Callable[[Read, PromptPairs], Score]
     tokens: Callable[[PromptPairs], Int[Tensor, "batch n"] | None]
     stationary: bool = False
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], pairs: PromptPairs) -> Score:
-        return self.score(at_last(logits, pairs), pairs)
+        last, tokens = at_last(logits, pairs), self.tokens(pairs)
+        return self.score(last if tokens is None else last.gather(-1, tokens.to(last.device).clamp(min=0)), pairs)
+
+    def positions(self, pairs: PromptPairs) -> Int[Tensor, "batch n"]:
+        """The positions that it reads."""
+        return rearrange(pairs.last, "batch -> batch 1")
 
     def take(self, prompts: Int[Tensor, "batch"]) -> Metric:
         """The metric for some of the prompts; it is the same for all."""
@@ -72,6 +78,12 @@ class CustomMetric:
             )
         return values
 
+    def positions(self, pairs: PromptPairs) -> None:
+        """It may read every position."""
+
+    def tokens(self, pairs: PromptPairs) -> None:
+        """It may read the whole vocabulary."""
+
     def take(self, prompts: Int[Tensor, "batch"]) -> CustomMetric:
         """The metric for some of the prompts; it is the same for all."""
         return self
@@ -81,14 +93,25 @@ class CustomMetric:
 class Divergence:
     """KL(reference || run) at the last position, in nats. reference: log-probabilities, a row per prompt."""
 
-    reference: LastLogits
+    reference: Read
     name: str = "kl"
     unit: str = "nats"
     stationary: bool = True
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], pairs: PromptPairs) -> Score:
-        target = self.reference.to(logits.device)
-        return (target.exp() * (target - at_last(logits, pairs).log_softmax(-1))).sum(-1)
+        return self.score(at_last(logits, pairs), pairs)
+
+    def score(self, read: Read, pairs: PromptPairs) -> Score:
+        """From the last position's logits."""
+        target = self.reference.to(read.device)
+        return (target.exp() * (target - read.log_softmax(-1))).sum(-1)
+
+    def positions(self, pairs: PromptPairs) -> Int[Tensor, "batch n"]:
+        """The positions that it reads."""
+        return rearrange(pairs.last, "batch -> batch 1")
+
+    def tokens(self, pairs: PromptPairs) -> None:
+        """It reads the whole vocabulary."""
 
     def take(self, prompts: Int[Tensor, "batch"]) -> Divergence:
         """The metric for some of the prompts, whose references it keeps."""
@@ -98,39 +121,40 @@ class Divergence:
 AnyMetric = Metric | CustomMetric | Divergence
 
 
-def at_last(logits: Float[Tensor, "batch pos d_vocab"], pairs: PromptPairs) -> LastLogits:
+def at_last(logits: Float[Tensor, "batch pos d_vocab"], pairs: PromptPairs) -> Float[Tensor, "batch d_vocab"]:
     """The logits at each prompt's last real token, in float32 at least."""
     last = logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
     return last.float() if last.itemsize < 4 else last
 
 
+def _mean(values: Read, ids: Int[Tensor, "batch n"]) -> Score:
+    given = ids.to(values.device) >= 0
+    return values.masked_fill(~given, 0.0).sum(-1) / given.sum(-1)
+
+
+def _difference(read: Read, pairs: PromptPairs) -> Score:
+    right, wrong = read.split([pairs.right.shape[1], pairs.wrong.shape[1]], -1)
+    return _mean(right, pairs.right) - _mean(wrong, pairs.wrong)
+
+
 def _answers(
-    values: LastLogits, ids: Int[Tensor, "batch n"]
-) -> tuple[Float[Tensor, "batch n"], Bool[Tensor, "batch n"]]:
-    """The values of the answers, 0 where a short row is filled up, and which are answers."""
+    values: Float[Tensor, "batch d_vocab"], ids: Int[Tensor, "batch n"], filler: float
+) -> Float[Tensor, "batch n"]:
+    """The values of the answers, `filler` where a short row is filled up."""
     ids = ids.to(values.device)
-    given = ids >= 0
-    return values.gather(-1, ids.clamp(min=0)).masked_fill(~given, 0.0), given
+    return values.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, filler)
 
 
-def _mean(values: LastLogits, ids: Int[Tensor, "batch n"]) -> Score:
-    picked, given = _answers(values, ids)
-    return picked.sum(-1) / given.sum(-1)
+def _prob(logits: Read, ids: Int[Tensor, "batch n"]) -> Score:
+    return _answers(logits.softmax(-1), ids, 0.0).sum(-1)
 
 
-def _sum(values: LastLogits, ids: Int[Tensor, "batch n"]) -> Score:
-    return _answers(values, ids)[0].sum(-1)
+def _log_prob(logits: Read, pairs: PromptPairs) -> Score:
+    return _answers(logits.log_softmax(-1), pairs.right, -torch.inf).logsumexp(-1)
 
 
-def _log_prob(logits: LastLogits, pairs: PromptPairs) -> Score:
-    values = logits.log_softmax(-1)
-    ids = pairs.right.to(values.device)
-    return values.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).logsumexp(-1)
-
-
-def _rank(logits: LastLogits, pairs: PromptPairs) -> Score:
-    picked, given = _answers(logits, pairs.right)
-    best = picked.masked_fill(~given, -torch.inf).amax(-1, keepdim=True)
+def _rank(logits: Read, pairs: PromptPairs) -> Score:
+    best = _answers(logits, pairs.right, -torch.inf).amax(-1, keepdim=True)
     return (logits > best).sum(-1).to(logits.dtype)
 
 
@@ -142,20 +166,17 @@ def _everything(pairs: PromptPairs) -> None:
     return None
 
 
-logit_diff = Metric("logit_diff", "logit difference", lambda x, p: _mean(x, p.right) - _mean(x, p.wrong), _both)
+logit_diff = Metric("logit_diff", "logit difference", _difference, _both)
 """Mean logit of the right answers minus mean logit of the wrong ones."""
 
 logit = Metric("logit", "logit", lambda x, p: _mean(x, p.right), lambda p: p.right)
 """Mean logit of the right answers."""
 
-prob = Metric("prob", "probability", lambda x, p: _sum(x.softmax(-1), p.right), _everything)
+prob = Metric("prob", "probability", lambda x, p: _prob(x, p.right), _everything)
 """Probability of the right answers, added up."""
 
 prob_diff = Metric(
-    "prob_diff",
-    "probability difference",
-    lambda x, p: _sum(x.softmax(-1), p.right) - _sum(x.softmax(-1), p.wrong),
-    _everything,
+    "prob_diff", "probability difference", lambda x, p: _prob(x, p.right) - _prob(x, p.wrong), _everything
 )
 """Probability of the right answers minus that of the wrong ones (Hanna et al. 2023, arXiv:2305.00586)."""
 

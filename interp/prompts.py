@@ -7,6 +7,7 @@ as one token each or several. All of it is checked once, here, so an analysis ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -137,7 +138,10 @@ class PromptPairs:
 
     def take(self, index: Int[Tensor, "chosen"]) -> PromptPairs:
         """The pairs with these numbers, in this order; a number may come more than once. Labels are left out."""
-        return PromptPairs(**{name: getattr(self, name)[index] for name in _TENSORS})
+        taken = copy(self)  # what was checked once is not checked again: on a GPU every check waits for the device
+        for name, value in {**{name: getattr(self, name)[index] for name in _TENSORS}, "labels": None}.items():
+            object.__setattr__(taken, name, value)
+        return taken
 
     def to(self, device: torch.device | str) -> PromptPairs:
         """The same pairs on another device."""

@@ -135,7 +135,7 @@ def command() -> str | None:
 _hashes: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: nn.Module | Any) -> str:
     """sha256 over every tensor of `model.state_dict()`: name, dtype, shape and bytes.
 
     Computed once per model and again only after a weight was replaced or changed in place (autograd's version
@@ -148,7 +148,7 @@ def weights_hash(model: nn.Module) -> str:
         return known[1]
     names = sorted(state)
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib releases the interpreter lock
-        digests = list(pool.map(lambda name: _tensor_digest(state[name]), names))
+        digests = list(pool.map(lambda name: tensor_hash(state[name]), names))
     whole = hashlib.sha256()
     for name, digest in zip(names, digests, strict=True):
         whole.update(f"{name} {state[name].dtype} {tuple(state[name].shape)} {digest}\n".encode())
@@ -156,7 +156,8 @@ def weights_hash(model: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
+    """sha256 over the bytes of a tensor."""
     plain = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()
 

@@ -90,23 +90,28 @@ _HABITS = {
 
 HEAD_AXES = ("head", "kv_head")
 POSITION_AXES = ("pos", "q_pos")
+PICKS = {"head": HEAD_AXES, "pos": POSITION_AXES, "neuron": ("d_mlp",), "key": ("k_pos",)}
+"""What a site may pick, and the axes that it picks from."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One activation of a model, or the part of it at one head and one position.
+    """One activation of a model, or the part of it at one head, position, neuron or key.
 
     kind: a key of `KINDS`. layer: from 0, for kinds that live in a block. head: from 0 (a key/value head for
-    k and v). pos: a position in the sequence; for scores and patterns, the query position.
+    k and v). pos: a position in the sequence; for scores and patterns, the query position. neuron: of an MLP.
+    key: for scores and patterns, the key position; head, pos and key together are one attention edge.
 
     Raises:
-        LabError: an unknown kind, a layer missing or superfluous, a head or position on a kind without that axis.
+        LabError: an unknown kind, a layer missing or superfluous, a pick from an axis that the kind does not have.
     """
 
     kind: str
     layer: int | None = None
     head: int | None = None
     pos: int | None = None
+    neuron: int | None = None
+    key: int | None = None
 
     def __post_init__(self) -> None:
         kind = KINDS[choose("site kind", self.kind, KINDS)]
@@ -115,15 +120,20 @@ class Site:
             raise LabError(f"{self} {need}: try Site({self.kind!r}{', 0' if kind.per_layer else ''}).")
         if self.layer is not None and self.layer < 0:
             raise LabError(f"{self} counts layers from the end; expected a layer from 0.")
-        if self.head is not None and self.head_axis is None:
-            raise LabError(f"{self} gives a head, but {self.kind!r} has the axes {' '.join(kind.axes)}.")
-        if self.pos is not None and self.pos_axis is None:
-            raise LabError(f"{self} gives a position, but {self.kind!r} has the axes {' '.join(kind.axes)}.")
+        for name, axis in self.picks.items():
+            if axis is None:
+                what = "position" if name == "pos" else name
+                raise LabError(f"{self} gives a {what}, but {self.kind!r} has the axes {' '.join(kind.axes)}.")
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes of the whole activation at this hook point."""
         return KINDS[self.kind].axes
+
+    @property
+    def free_axes(self) -> tuple[str, ...]:
+        """The axes that are left at this site."""
+        return tuple(axis for i, axis in enumerate(self.axes) if i not in self.picks.values())
 
     @property
     def hook_name(self) -> str:
@@ -138,22 +148,23 @@ class Site:
         return _find(self.axes, POSITION_AXES)
 
     @property
+    def picks(self) -> dict[str, int | None]:
+        """The axis of each pick that is given, by name ("head", "pos", ...); None where the kind has no such axis."""
+        return {name: _find(self.axes, axes) for name, axes in PICKS.items() if getattr(self, name) is not None}
+
+    @property
     def index(self) -> Index:
         """What to index the whole activation with to get this site's part; the batch axis stays."""
         index: list[slice | int] = [slice(None)] * len(self.axes)
-        if self.head is not None and self.head_axis is not None:
-            index[self.head_axis] = self.head
-        if self.pos is not None and self.pos_axis is not None:
-            index[self.pos_axis] = self.pos
+        for name, axis in self.picks.items():
+            if axis is not None:
+                index[axis] = getattr(self, name)
         return tuple(index)
 
     def __str__(self) -> str:
-        parts = [f"{name}={value}" for name, value in self._given()]
+        given = {name: getattr(self, name) for name in ("layer", *PICKS)}
+        parts = [f"{name}={value}" for name, value in given.items() if value is not None]
         return f"Site({', '.join([repr(self.kind), *parts])})"
-
-    def _given(self) -> list[tuple[str, int]]:
-        values = (("layer", self.layer), ("head", self.head), ("pos", self.pos))
-        return [(name, value) for name, value in values if value is not None]
 
 
 def _find(axes: tuple[str, ...], names: tuple[str, ...]) -> int | None:

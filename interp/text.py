@@ -65,6 +65,31 @@ def number(value: float, signed: bool = True) -> str:
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
+def megabytes(size: float) -> str:
+    """A number of bytes.
+
+    >>> megabytes(3 * 2**20), megabytes(5 * 2**30), megabytes(700)
+    ('3 MiB', '5 GiB', '700 bytes')
+    """
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, in the unit that suits it.
+
+    >>> duration(0.25), duration(75), duration(7500)
+    ('0.25 s', '1 min 15 s', '2 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
 def json_for_script(value: Any) -> str:
     """JSON that can stand inside a `<script>` element: no character that could end it remains."""
     return inert_json(json.dumps(value, ensure_ascii=False, allow_nan=False))

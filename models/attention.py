@@ -13,12 +13,12 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from interp.hook_point import HookPoint
+from interp.kv_cache import LayerCache
 from models.config import TransformerConfig
-from models.kv_cache import LayerCache
 from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
@@ -41,6 +41,14 @@ def padding_mask(
         allowed = allowed & causal_mask(n_queries, n_keys, real.device)
     itself = torch.eye(n_keys, dtype=torch.bool, device=real.device)[n_keys - n_queries :]
     return allowed | itself
+
+
+def at_positions(
+    x: Shaped[Tensor, "#batch pos *axes"], index: Int[Tensor, "batch n"]
+) -> Shaped[Tensor, "batch n *axes"]:
+    """Each row's entries at its own positions."""
+    rows = torch.arange(len(index), device=index.device)
+    return x.expand(len(index), *x.shape[1:])[rearrange(rows, "batch -> batch 1"), index]
 
 
 def attention_scores(
@@ -114,16 +122,31 @@ class Attention(nn.Module):
         mask: Mask | None = None,
         angles: Float[Tensor, "#batch pos half"] | None = None,
         past: LayerCache | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+        finish: Int[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch q_pos d_model"]:
+        """finish: the position of each query among the keys' inputs, where there are fewer queries."""
         q = self.hook_q(_project(query_input, self.q, self.cfg.n_heads))
         k = self.hook_k(_project(key_input, self.k, self.cfg.n_kv_heads))
         v = self.hook_v(_project(value_input, self.v, self.cfg.n_kv_heads))
         if self.rotary is not None:
-            q = self.hook_rot_q(self.rotary(q, angles))
+            turned = angles if finish is None or angles is None else at_positions(angles, finish)
+            q = self.hook_rot_q(self.rotary(q, turned))
             k = self.hook_rot_k(self.rotary(k, angles))
         if past is not None:
             k, v = past.append(k, v)
+        if finish is not None:
+            mask = self.mask_of(mask, finish, key_input.shape[1], k.shape[1])
         return self.write(self.hook_z(self.attend(q, k, v, mask)))
+
+    def mask_of(
+        self, mask: Mask | None, finish: Int[Tensor, "batch n"], n_queries: int, n_keys: int
+    ) -> Bool[Tensor, "batch 1 n k_pos"] | None:
+        """The rows of the mask that belong to some of the queries."""
+        if mask is None and not self.cfg.causal:
+            return None
+        mask = causal_mask(n_queries, n_keys, finish.device) if mask is None else mask
+        rows = at_positions(rearrange(mask, "batch 1 q_pos k_pos -> batch q_pos k_pos"), finish)
+        return rearrange(rows, "batch n k_pos -> batch 1 n k_pos")
 
     def attend(
         self,

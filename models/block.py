@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from einops import repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.hook_point import HookPoint
-from models.attention import Attention, Mask, Stream
+from interp.kv_cache import LayerCache
+from models.attention import Attention, Mask, Stream, at_positions
 from models.config import TransformerConfig
-from models.kv_cache import LayerCache
 from models.mlp import make_mlp
 from models.norm import make_norm
 
@@ -48,9 +48,14 @@ class Block(nn.Module):
         mask: Mask | None = None,
         angles: Float[Tensor, "#batch pos half"] | None = None,
         past: LayerCache | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+        finish: Int[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch pos_or_n d_model"]:
+        """finish: the positions that go on; the others give their keys and values, and end here."""
         resid_pre = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.attn(*self.attention_inputs(resid_pre), mask, angles, past))
+        query, key, value = self.attention_inputs(resid_pre)
+        if finish is not None:
+            resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
+        attn_out = self.hook_attn_out(self.attn(query, key, value, mask, angles, past, finish))
         resid_mid = resid_pre + attn_out
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_mid)

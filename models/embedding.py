@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -34,6 +35,14 @@ class Unembed(nn.Module):
 
     def forward(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_vocab"]:
         return self.hook_out(F.linear(self.hook_in(x), self.weight, self.bias))
+
+    def at(self, x: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch n"]) -> Float[Tensor, "batch pos n"]:
+        """The logits of some tokens, each row its own, reading only their columns of W_U."""
+        if self.hook_in.has_hooks() or self.hook_out.has_hooks():
+            index = repeat(tokens, "batch n -> batch pos n", pos=x.shape[1])
+            return self(x).gather(-1, index)
+        logits = einsum(x, self.weight[tokens], "batch pos model, batch n model -> batch pos n")
+        return logits if self.bias is None else logits + rearrange(self.bias[tokens], "batch n -> batch 1 n")
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

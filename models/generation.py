@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
-from models.kv_cache import KeyValueCache
+from interp.kv_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from models.gpt import GPT
@@ -83,7 +83,7 @@ def generate_tokens(
     stops = torch.tensor(sorted(stop_tokens), dtype=tokens.dtype, device=tokens.device)
     source = _generator(tokens.device, seed)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    cache = KeyValueCache(model.cfg.n_layers)
+    cache = KeyValueCache()
     new = tokens
     for i in range(max_new_tokens):
         logits = model(new, attention_mask=mask if i == 0 else None, past_kv_cache=cache)[:, -1]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from interp.errors import LabError
 from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
-from models.attention import padding_mask
+from interp.kv_cache import KeyValueCache
+from models.attention import at_positions, padding_mask
 from models.block import Block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
-from models.kv_cache import KeyValueCache
 from models.loss import next_token_loss
 from models.norm import make_norm
 from models.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, position_ids
@@ -74,6 +74,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
+        finish: Int[Tensor, "batch n"] | None = None,
     ) -> Any:
         """Logits Float[Tensor, "batch pos d_vocab"], the next-token loss, both, or None.
 
@@ -82,13 +83,16 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         tokens only, so padding changes nothing. Texts of different lengths are padded and masked by themselves.
         stop_at_layer: return the residual stream at the input of that block instead (negative counts from
         the end). past_kv_cache: the positions that came before; `input` then holds only the new ones.
-        tokens: the ids, for the loss, when `input` is a residual stream.
+        finish: positions in `input`, each row its own; only these leave the last block and come back, which spares the
+        others' queries, MLP and logits there. tokens: the ids, for the loss, when `input` is a residual stream.
 
         Raises:
             LabError: ids out of range, no or too many positions, a mask of another shape, an unknown return_type.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
+        if finish is not None and return_type in ("loss", "both"):
+            raise LabError("a loss needs every position; give no finish= with it.")
         mask = None if attention_mask is None else attention_mask.to(self.device, torch.bool)
         if start_at_layer is not None:
             given = self._stream_input(input)
@@ -105,7 +109,9 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         first, stop = self._layers(start_at_layer, stop_at_layer)
         for layer in range(first, stop):
             past = None if past_kv_cache is None else past_kv_cache.layers[layer]
-            resid = self.blocks[layer](resid, attends, angles, past)
+            resid = self.blocks[layer](resid, attends, angles, past, finish if layer == stop - 1 else None)
+        if finish is not None and first == stop:
+            resid = at_positions(resid, finish)
         if stop_at_layer is not None:
             return resid
         return self._returned(self.unembed(self.ln_final(resid)), tokens, mask, return_type, loss_per_token)
@@ -127,6 +133,13 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             return embed
         pos_embed = self.pos_embed(positions).expand(embed.shape).to(embed.dtype)
         return embed + self.hook_pos_embed(pos_embed)
+
+    def logits_at(
+        self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch n"] | None = None
+    ) -> Float[Tensor, "batch pos n_or_d_vocab"]:
+        """The logits of a final residual stream, for some tokens (each row its own) or, with None, for all."""
+        normalized = self.ln_final(resid)
+        return self.unembed(normalized) if tokens is None else self.unembed.at(normalized, tokens)
 
     def loss_fn(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
-from analyses.command_line.kinds import BACKEND, DIRECTION, SITE, Name
+from analyses.command_line.kinds import BACKEND, DIRECTION, SITE, Bytes, Name, OutputFile
 from analyses.command_line.options import (
     DEFAULT_TASK,
     ModelChoice,
@@ -75,7 +76,9 @@ def lens(
 @click.option("--direction", type=DIRECTION, default="denoise", show_default=True)
 @click.option("--by", help="Axes to tell apart, of layer, head and pos, such as layer,head.  [default: two of them]")
 @click.option("--raw", is_flag=True, help="The metric itself, not its share between the baselines.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts in one forward.")
+@click.option("--budget", type=Bytes(), help="Memory to use, such as 2GB.  [default: half of what is free]")
+@click.option("--resume", type=OutputFile(".safetensors"), help="Keep the sweep in this file, and go on from it.")
+@click.option("--plan", is_flag=True, help="Only say what it would take.")
 @top_option
 @output_options(*RESULT_FILES)
 def patch(
@@ -86,7 +89,9 @@ def patch(
     direction: str,
     by: str | None,
     raw: bool,
-    batch_size: int | None,
+    budget: int | None,
+    resume: Path | None,
+    plan: bool,
     top: int,
     output: Output,
 ) -> None:
@@ -94,11 +99,19 @@ def patch(
     from analyses import activation_patching
     from analyses.command_line.tables import deliver
     from analyses.command_line.views import patching_view
+    from analyses.patching import patching_plan
 
     axes = None if by is None else axis_names(by)
+    if plan and (output.out is not None or resume is not None):
+        raise misuse("--plan runs nothing, so there is nothing to write; expected no --out and no --resume beside it.")
     model = chosen.load()
+    pairs = prompts.read(model)
+    if plan:
+        ahead = patching_plan(model, pairs, site, metric, direction, axes, budget)
+        deliver(output, asdict(ahead), [str(ahead)])
+        return
     found = activation_patching(
-        model, prompts.read(model), site, metric, direction, normalize=not raw, by=axes, batch_size=batch_size
+        model, pairs, site, metric, direction, normalize=not raw, by=axes, budget=budget, out=resume
     )
     found = _with_task(found, prompts)
     deliver(output, found.to_dict(), patching_view(found, top), found)

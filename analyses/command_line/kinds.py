@@ -59,6 +59,19 @@ class OutputFile(click.ParamType):
             self.fail(str(problem), param, ctx)
 
 
+class Bytes(click.ParamType):
+    """An amount of memory: a number of bytes, or one with a unit (powers of 1024)."""
+
+    name = "size"
+    units = ("", "K", "M", "G", "T")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE)
+        if found is None or float(found[1]) == 0:
+            self.fail(f"{value!r} is no amount of memory; expected one such as 500MB or 2GB.", param, ctx)
+        return int(float(found[1]) * 1024 ** self.units.index(found[2].upper()))
+
+
 class OutputFolder(click.ParamType):
     """A folder that is there, or can be made."""
 

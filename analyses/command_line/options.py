@@ -183,7 +183,7 @@ def axis_names(text: str) -> list[str]:
     Raises:
         click.UsageError: one of them is none.
     """
-    axis = Name("axis", lambda: ("layer", "head", "pos"))
+    axis = Name("axis", lambda: ("layer", "head", "pos", "neuron"))
     return [axis.convert(name.strip(), None, click.get_current_context(silent=True)) for name in text.split(",")]
 
 

@@ -14,7 +14,7 @@ from interp.contract import HookedModel, ResumableModel
 from interp.errors import LabError
 from models import GPT, TransformerConfig
 from models.attention import padding_mask
-from models.kv_cache import KeyValueCache
+from interp.kv_cache import KeyValueCache
 from models.positions import position_ids
 from tests.strategies import D_VOCAB, N_CTX, configs, models, padding_masks, random_model, token_batches
 
@@ -115,7 +115,7 @@ class TestResuming:
     @given(models(), token_batches(), st.data())
     def test_chunks_of_any_size_through_a_cache_give_one_pass(self, model: GPT, tokens: Tensor, data: Any) -> None:
         cuts = sorted(data.draw(st.sets(st.integers(1, tokens.shape[1] - 1)), label="cuts"))
-        past = KeyValueCache(model.cfg.n_layers)
+        past = KeyValueCache()
         chunks = torch.tensor_split(tokens, cuts, dim=1)
         close(torch.cat([model(chunk, past_kv_cache=past) for chunk in chunks], 1), model(tokens))
         assert len(past) == tokens.shape[1]
@@ -124,7 +124,7 @@ class TestResuming:
     def test_with_padding_too(self, model: GPT, padded: tuple[Tensor, Tensor], data: Any) -> None:
         tokens, mask = padded
         cuts = sorted(data.draw(st.sets(st.integers(1, tokens.shape[1] - 1)), label="cuts"))
-        past = KeyValueCache(model.cfg.n_layers)
+        past = KeyValueCache()
         chunks = zip(torch.tensor_split(tokens, cuts, 1), torch.tensor_split(mask, cuts, 1), strict=True)
         logits = torch.cat([model(chunk, attention_mask=real, past_kv_cache=past) for chunk, real in chunks], 1)
         close(logits[mask], model(tokens, attention_mask=mask)[mask])
@@ -133,7 +133,7 @@ class TestResuming:
     def test_after_left_padding_new_tokens_need_no_mask(self, model: GPT, padded: tuple[Tensor, Tensor]) -> None:
         tokens, mask = padded
         new = tokens[:, :2]
-        past = KeyValueCache(model.cfg.n_layers)
+        past = KeyValueCache()
         model(tokens, attention_mask=mask, past_kv_cache=past)
         resumed = [model(new[:, i : i + 1], past_kv_cache=past) for i in range(2)]
         whole = model(torch.cat([tokens, new], 1), attention_mask=torch.cat([mask, torch.ones_like(new).bool()], 1))
@@ -141,7 +141,7 @@ class TestResuming:
 
     @given(models(), token_batches())
     def test_with_patterns_hooked_too(self, model: GPT, tokens: Tensor) -> None:
-        past = KeyValueCache(model.cfg.n_layers)
+        past = KeyValueCache()
         model(tokens[:, :1], past_kv_cache=past)
         logits, cache = model.run_with_cache(tokens[:, 1:], past_kv_cache=past)
         whole, whole_cache = model.run_with_cache(tokens)
@@ -150,7 +150,7 @@ class TestResuming:
 
     @given(models(), token_batches(max_batch=3))
     def test_rows_of_a_cache_can_be_chosen(self, model: GPT, tokens: Tensor) -> None:
-        past = KeyValueCache(model.cfg.n_layers)
+        past = KeyValueCache()
         model(tokens[:, :1], past_kv_cache=past)
         rows = torch.tensor([tokens.shape[0] - 1, 0])
         past.select_batch(rows)
@@ -238,7 +238,7 @@ class TestRefusals:
         assert ran == []
 
     def test_a_context_window_that_a_cache_filled(self) -> None:
-        model, past = small(), KeyValueCache(2)
+        model, past = small(), KeyValueCache()
         model(torch.ones(1, 6, dtype=torch.long), past_kv_cache=past)
         with pytest.raises(LabError, match="9 positions do not fit"):
             model(torch.ones(1, 3, dtype=torch.long), past_kv_cache=past)

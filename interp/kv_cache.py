@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,9 +12,9 @@ from torch import Tensor
 class LayerCache:
     """One layer's keys and values; keys are stored rotated when positions are rotary."""
 
-    def __init__(self) -> None:
-        self.k: Float[Tensor, "batch pos kv_head d_head"] | None = None
-        self.v: Float[Tensor, "batch pos kv_head d_head"] | None = None
+    def __init__(self, k: Tensor | None = None, v: Tensor | None = None) -> None:
+        self.k: Float[Tensor, "batch pos kv_head d_head"] | None = k
+        self.v: Float[Tensor, "batch pos kv_head d_head"] | None = v
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep these keys and values after the earlier ones, and return all of them."""
@@ -24,12 +26,13 @@ class LayerCache:
 class KeyValueCache:
     """The layers' caches, and which of the positions so far are real tokens (not padding).
 
-    Give an empty one to a forward and the same one to the next, which then takes only the new tokens.
+    Give an empty one to a forward and the same one to the next, which then takes only the new tokens. One that is
+    made with a mask and given the layers' keys and values resumes after the positions of some other run.
     """
 
-    def __init__(self, n_layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(n_layers)]
-        self.mask: Bool[Tensor, "batch pos"] | None = None
+    def __init__(self, mask: Bool[Tensor, "batch pos"] | None = None) -> None:
+        self.layers: defaultdict[int, LayerCache] = defaultdict(LayerCache)
+        self.mask = mask
         self.unpadded = True
 
     def __len__(self) -> int:
@@ -48,6 +51,6 @@ class KeyValueCache:
         """Keep only these rows of the batch (an index or Bool tensor)."""
         if self.mask is not None:
             self.mask = self.mask[rows]
-        for layer in self.layers:
+        for layer in self.layers.values():
             if layer.k is not None and layer.v is not None:
                 layer.k, layer.v = layer.k[rows], layer.v[rows]
