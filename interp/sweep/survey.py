@@ -1,0 +1,136 @@
+"""The survey: where each row of a sweep first changes anything, found by making its edits on the base run.
+
+Every edit is tried on the base run's own activations. Where all of a row's edits write what was there already,
+nothing can change: the row's effect on that prompt is exactly zero and it is not run. Otherwise it needs running from
+the lowest layer with a change, and, as attention looks back only, from the first position with a change: up to there
+every activation is the base run's, whatever the edits downstream do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.edits import Edit
+from interp.metrics import AnyMetric, CustomMetric
+from interp.sites import POSITION_AXES, Site
+from interp.sweep.base import BaseRun
+
+Row = Sequence[Edit]
+EMBEDDING = -1
+ENTRY = ("resid_pre", "resid_post")
+"""Sites that are the stream between two layers, which can be edited without running a layer."""
+FORKS = {"attn_in", "q_input", "k_input", "v_input"}
+FINISH, LATE, WHOLE = range(3)
+"""How a row ends: only the read positions leave the last block; all leave it, and the read ones are unembedded;
+all are unembedded."""
+
+
+def step_of(site: Site, n_layers: int) -> int:
+    """The layer that an edit belongs to: one before the first for embeddings, one after the last for what follows it.
+
+    The stream after a layer is the stream before the next.
+    """
+    if site.layer is None:
+        return EMBEDDING if site.kind in ("embed", "pos_embed") else n_layers
+    return site.layer + (site.kind == "resid_post")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to run: one entry per (row, prompt) whose run can differ from the base run and be seen to.
+
+    row, prompt: their numbers. step: the layer to join at. start: the first position to run. ending: see FINISH.
+    company: see `company_of`.
+    """
+
+    row: Int[np.ndarray, "item"]
+    prompt: Int[np.ndarray, "item"]
+    step: Int[np.ndarray, "item"]
+    start: Int[np.ndarray, "item"]
+    ending: Int[np.ndarray, "item"]
+    company: Int[np.ndarray, "item"]
+
+    @classmethod
+    def of(cls, base: BaseRun, rows: Sequence[Row], metric: AnyMetric) -> Survey:
+        """Try every row's edits on the base run."""
+        n_layers, n_pos = base.model.cfg.n_layers, base.pairs.clean.shape[1]
+        tried = [_first_change(base, edit) for row in rows for edit in row]
+        # One transfer for the whole survey.
+        firsts = torch.stack(tried).cpu().numpy() if tried else np.zeros((0, len(base.pairs)), dtype=np.int64)
+        steps = np.array([step_of(edit.site, n_layers) for row in rows for edit in row], dtype=np.int64)
+        bounds = np.cumsum([0, *(len(row) for row in rows)])
+
+        start = np.full((len(rows), len(base.pairs)), n_pos)
+        step = np.zeros_like(start)
+        for number, row in enumerate(rows):
+            if not row:
+                continue
+            own, layers = firsts[bounds[number] : bounds[number + 1]], steps[bounds[number] : bounds[number + 1], None]
+            start[number] = own.min(0)
+            step[number] = np.where(own < n_pos, layers, n_layers).min(0)
+            if not _can_resume(base, row):
+                start[number] = np.where(start[number] < n_pos, 0, n_pos)
+        row_number, prompt = np.nonzero(start <= last_read(base, metric))
+        ending = np.array([ending_of(row, n_layers, metric) for row in rows], dtype=np.int64)
+        company = np.array([company_of(number, row) for number, row in enumerate(rows)], dtype=np.int64)
+        at = (row_number, prompt)
+        return cls(row_number, prompt, step[at], start[at], ending[row_number], company[row_number])
+
+
+def last_read(base: BaseRun, metric: AnyMetric) -> Int[np.ndarray, "prompt"]:
+    """The last position of each prompt that the metric reads; what changes after it cannot be seen."""
+    positions, n_pos = metric.positions(base.pairs), base.pairs.clean.shape[1]
+    if positions is None:
+        return np.full(len(base.pairs), n_pos - 1)
+    return positions.amax(1).cpu().numpy()
+
+
+def _first_change(base: BaseRun, edit: Edit) -> Int[Tensor, "prompt"]:
+    """For each prompt the first position at which the edit changes the base run; the length where there is none."""
+    n_pos, activation = base.pairs.clean.shape[1], base.tensors[edit.site.hook_name]
+    edit.check_place(activation)
+    old = activation[edit.site.index]
+    differ = edit.applied(old, base.window()) != old
+    if edit.site.pos is not None:
+        changed = differ.reshape(len(differ), -1).any(1)
+        return torch.where(changed, edit.site.pos % n_pos, n_pos)
+    position = next(axis for axis, name in enumerate(edit.site.free_axes) if name in POSITION_AXES)
+    changed = differ.movedim(position, 1).reshape(len(differ), n_pos, -1).any(2)
+    return torch.where(changed.any(1), changed.int().argmax(1), n_pos)
+
+
+def _can_resume(base: BaseRun, row: Row) -> bool:
+    """Whether what comes before the first change is certain to stay the base run's."""
+    return _causal(base) and all(edit.per_position for edit in row)
+
+
+def _causal(base: BaseRun) -> bool:
+    return base.model.cfg.attention_dir == "causal"
+
+
+def ending_of(row: Row, n_layers: int, metric: AnyMetric) -> int:
+    """FINISH, LATE or WHOLE."""
+    if isinstance(metric, CustomMetric):
+        return WHOLE
+    steps = {(step_of(edit.site, n_layers), edit.site.kind in ENTRY) for edit in row}
+    if (n_layers, False) in steps:
+        return WHOLE
+    return LATE if (n_layers - 1, False) in steps or (n_layers, True) in steps else FINISH
+
+
+def company_of(number: int, row: Row) -> int:
+    """Rows of one company may share a batch.
+
+    A hook on heads' own inputs (`hook_q_input`, ...) takes them past the hook points of ln1, in the whole batch. So
+    rows that edit those inputs keep to themselves, and one that edits ln1 as well runs alone.
+    """
+    kinds = {edit.site.kind for edit in row}
+    if not kinds & FORKS:
+        return 0
+    return 2 + number if any(kind.startswith("ln1.") for kind in kinds) else 1
