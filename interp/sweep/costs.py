@@ -44,24 +44,22 @@ class Costs:
     def of(cls, model: Any, n_pos: int, edited_bytes: int = 0) -> Costs:
         """edited_bytes: what the base run keeps for a prompt so that edits can be tried on it."""
         cfg, size = model.cfg, model.dtype.itemsize
-        weights = sum(w.numel() for w in model.blocks[0].parameters() if w.ndim >= 2)
-        kv_width = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
-        head_width = cfg.n_heads * cfg.d_head
-        vocabulary = model.W_U.shape[1]
-        mlp = 0 if cfg.attn_only else 3 * cfg.d_mlp  # before and after the activation function, and a gate
+        head_width, kv_width = cfg.n_heads * cfg.d_head, (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
+        d_mlp, matrices = (0, 0) if cfg.attn_only else (cfg.d_mlp, 3 if getattr(cfg, "gated_mlp", False) else 2)
+        weights = cfg.d_model * (2 * head_width + 2 * kv_width + matrices * d_mlp)
+        streams = 6 * cfg.d_model + 3 * (head_width + 2 * kv_width) + (matrices + 1) * d_mlp
         scores = 3 * 4 * cfg.n_heads * n_pos  # float32: scores, pattern, and the one being made from the other
-        streams = 6 * cfg.d_model + 3 * (head_width + 2 * kv_width)
         return cls(
             n_layers=cfg.n_layers,
             n_pos=n_pos,
             launch=LAUNCH.get(model.device.type, LAUNCH["cuda"]),
             positions=POSITIONS.get(model.device.type, POSITIONS["cuda"]),
-            block=2 * weights,
-            tail=2 * 2 * cfg.d_model * kv_width,
-            attention=4 * head_width,
-            logit=2 * cfg.d_model,
-            vocabulary=vocabulary,
-            token=size * (streams + mlp) + scores,
+            block=2.0 * weights,
+            tail=2.0 * 2 * cfg.d_model * kv_width,
+            attention=4.0 * head_width,
+            logit=2.0 * cfg.d_model,
+            vocabulary=model.W_U.shape[1],
+            token=size * streams + scores,
             item=size * 4 * n_pos * kv_width,
             base=size * n_pos * (cfg.n_layers * (cfg.d_model + 2 * kv_width) + cfg.d_model) + edited_bytes,
         )
