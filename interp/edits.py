@@ -38,7 +38,7 @@ class Window:
     prompts: slice = field(default_factory=lambda: slice(None))
     start: int = 0
 
-    def of(self, values: Activation, axes: Sequence[str]) -> Activation:
+    def of(self, values: Activation, axes: Sequence[str]) -> Float[Tensor, "row *part"]:
         """The window's part of values for all prompts and positions; an axis of size 1 stands for all."""
         for axis, name in enumerate(axes):
             if name in POSITION_AXES and values.shape[axis] > 1 and self.start:
