@@ -23,6 +23,7 @@ from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
 Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos _ d_model"]  # _: head or kv_head
+Queries = Float[Tensor, "batch n d_model"] | Float[Tensor, "batch n head d_model"]
 
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Bool[Tensor, "1 1 q_pos k_pos"]:
@@ -116,14 +117,14 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        query_input: Stream,
+        query_input: Queries,
         key_input: Stream,
         value_input: Stream,
         mask: Mask | None = None,
         angles: Float[Tensor, "#batch pos half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
-    ) -> Float[Tensor, "batch q_pos d_model"]:
+    ) -> Float[Tensor, "batch n d_model"]:
         """finish: the position of each query among the keys' inputs, where there are fewer queries."""
         q = self.hook_q(_project(query_input, self.q, self.cfg.n_heads))
         k = self.hook_k(_project(key_input, self.k, self.cfg.n_kv_heads))
