@@ -86,7 +86,9 @@ def generate_tokens(
     cache = KeyValueCache()
     new = tokens
     for i in range(max_new_tokens):
-        logits = model(new, attention_mask=mask if i == 0 else None, past_kv_cache=cache)[:, -1]
+        masked = mask if i == 0 else None
+        resid = model(new, attention_mask=masked, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
+        logits = model.logits_at(resid[:, -1:])[:, 0]  # nobody reads the others
         drawn = next_token(logits, temperature, top_k, top_p, source).to(tokens.dtype)
         new = rearrange(torch.where(ended, tokens[:, -1], drawn), "batch -> batch 1")
         tokens = torch.cat([tokens, new], 1)

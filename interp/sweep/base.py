@@ -23,24 +23,25 @@ class BaseRun:
     """The run of `pairs.clean`: the stream at the input of every layer, keys and values, and the edited activations.
 
     tensors: by hook name. final: the stream after the last block [prompt pos d_model]. first: the sweep's number of the
-    first of the prompts.
+    first of the prompts. padded: whether any prompt is.
     """
 
     model: ResumableModel
     pairs: PromptPairs
     tensors: dict[str, Tensor]
     final: Float[Tensor, "prompt pos d_model"]
-    first: int = 0
+    first: int
+    padded: bool
 
     @classmethod
     def of(cls, model: ResumableModel, pairs: PromptPairs, names: Iterable[str], first: int = 0) -> BaseRun:
         """Run once and keep the activations called `names`, beside what resuming needs."""
-        n_layers, edited = model.cfg.n_layers, set(names)
+        n_layers, edited, padded = model.cfg.n_layers, set(names), pairs.padded
         last = {name for name in edited if name.startswith(("ln_final.", "unembed."))}
         needed = {name for layer in range(n_layers) for name in resume_names(model, layer)}
         final, kept = model.run_with_cache(
             pairs.clean,
-            attention_mask=pairs.mask if pairs.padded else None,
+            attention_mask=pairs.mask if padded else None,
             names_filter=sorted(needed | edited - last),
             stop_at_layer=n_layers,
             return_cache_object=False,
@@ -50,7 +51,7 @@ class BaseRun:
                 final, start_at_layer=n_layers, names_filter=sorted(last), return_cache_object=False
             )
             kept |= beyond
-        return cls(model, pairs, kept, final, first)
+        return cls(model, pairs, kept, final, first, padded)
 
     def window(self, prompts: slice | None = None, start: int = 0) -> Window:
         """Some of these prompts (None: all), from a position on, by the sweep's numbers."""
@@ -66,7 +67,7 @@ class BaseRun:
         if start == 0:
             return None
         past = KeyValueCache(mask=self.pairs.mask[prompts, :start])
-        past.unpadded = not self.pairs.padded
+        past.unpadded = not self.padded
         if layer is not None:
             k, v = (self.tensors[name][:, :start] for name in resume_names(self.model, layer)[1:])
             past.layers[layer] = LayerCache(k[prompts], v[prompts])
@@ -74,7 +75,7 @@ class BaseRun:
 
     def mask(self, start: int, prompts: Int[Tensor, "item"]) -> Tensor | None:
         """Which of the positions from `start` on are real; None when all are."""
-        return self.pairs.mask[prompts, start:] if self.pairs.padded else None
+        return self.pairs.mask[prompts, start:] if self.padded else None
 
 
 def resume_names(model: ResumableModel, layer: int) -> tuple[str, str, str]:
