@@ -48,20 +48,26 @@ def compare(
     dtype: str = "float32",
     warmup: int = 2,
     calls: int = 1,
+    shares: Mapping[str, float] | None = None,
     notes: Mapping[str, Any] | None = None,
+    results: Path = RESULTS,
 ) -> dict[str, Any]:
-    """Measure the sides, print a table, append it to `results/<name>.jsonl`, and return it.
+    """Measure the sides, print a table, append it to `<name>.jsonl` in `results`, and return it.
 
     sides: label -> the work, to be called without arguments; its value is freed outside the time. work: what all of
     them do. against: the label that ratios refer to; by default the second side, the first being ours. calls: how
-    often each side works per round, for short work. notes: whatever else the reader must know (sizes, versions).
+    often each side works per round, for short work. shares: label -> which part of the work a side does, where the
+    whole would take too long and every part takes as long as another; its times are scaled up to the whole. notes:
+    whatever else the reader must know (sizes, versions).
     """
     reference = against or list(sides)[1]
     machine = describe_machine(device)
     for side in sides.values():
         for _ in range(warmup):
             side()
+    shares = dict(shares or {})
     times = interleaved(sides, rounds, calls, device)
+    times = {label: [each / shares.get(label, 1) for each in taken] for label, taken in times.items()}
     memory = {label: peak_bytes(side, device) for label, side in sides.items()}
     rows = {label: _row(times[label], times[reference], memory[label]) for label in sides}
     record = {
@@ -71,6 +77,7 @@ def compare(
         "dtype": dtype,
         "rounds": rounds,
         "calls": calls,
+        "shares": shares,
         "against": reference,
         "sides": rows,
         "peak": "bytes that torch held at most during one call, beyond those before it",
@@ -80,8 +87,8 @@ def compare(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     click.echo(table(record))
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a") as lines:
+    results.mkdir(exist_ok=True)
+    with (results / f"{name}.jsonl").open("a") as lines:
         lines.write(json.dumps(record) + "\n")
     return record
 
