@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 from interp.lazy import attributes
 
 if TYPE_CHECKING:
+    from analyses.attention_edges import attention_knockout
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
     from analyses.comparison import compare
+    from analyses.knockouts import ablation, cumulative_ablation
     from analyses.lens import component_lens, logit_lens
     from analyses.patching import activation_patching
     from analyses.patterns import attention_patterns
     from analyses.roles import head_scores
 
 __all__ = [
+    "ablation",
     "activation_patching",
+    "attention_knockout",
     "attention_patterns",
     "compare",
     "component_lens",
+    "cumulative_ablation",
     "head_attribution",
     "head_scores",
     "logit_lens",
@@ -30,10 +35,13 @@ __all__ = [
 __getattr__ = attributes(
     "analyses",
     {
+        "ablation": "analyses.knockouts",
         "activation_patching": "analyses.patching",
+        "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
         "compare": "analyses.comparison",
         "component_lens": "analyses.lens",
+        "cumulative_ablation": "analyses.knockouts",
         "head_attribution": "analyses.attribution",
         "head_scores": "analyses.roles",
         "logit_lens": "analyses.lens",

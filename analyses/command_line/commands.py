@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from analyses.command_line.kinds import BACKEND, DIRECTION, SITE, Bytes, Name, OutputFile
+from analyses.command_line.kinds import ABLATED, BACKEND, DIRECTION, FILL, SITE, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
     DEFAULT_TASK,
     ModelChoice,
@@ -120,6 +121,54 @@ def patch(
 @click.command()
 @model_options
 @pairs_options
+@metric_option
+@click.option("--of", type=ABLATED, default="head", show_default=True, help="head, attn, mlp, layer or neuron.")
+@click.option("--value", type=FILL, default="mean", show_default=True, help="Put there: zero, mean or resample.")
+@click.option("--positions", type=Positions(), help="Only at these, such as '3 -1'.  [default: everywhere]")
+@click.option("--cumulative", type=click.IntRange(min=1), help="Take out the strongest one after another, so many.")
+@click.option("--budget", type=Bytes(), help="Memory to use, such as 2GB.  [default: half of what is free]")
+@click.option("--resume", type=OutputFile(".safetensors"), help="Keep the sweep in this file, and go on from it.")
+@top_option
+@output_options(*RESULT_FILES)
+def ablate(
+    chosen: ModelChoice,
+    prompts: Pairs,
+    metric: str,
+    of: str,
+    value: str,
+    positions: list[int] | None,
+    cumulative: int | None,
+    budget: int | None,
+    resume: Path | None,
+    top: int,
+    output: Output,
+) -> None:
+    """Take components out of the clean run, one at a time, and see what changes (ablation).
+
+    mean and resample take their values from the corrupted prompts.
+    """
+    from analyses import ablation, cumulative_ablation
+    from analyses.command_line.tables import deliver
+    from analyses.command_line.views import ablation_view, cumulative_view
+
+    model = chosen.load()
+    pairs = prompts.read(model)
+    found = ablation(model, pairs, of, value, None, metric, positions, budget, out=resume)
+    if cumulative is None:
+        found = _with_task(found, prompts)
+        deliver(output, found.to_dict(), ablation_view(found, top), found)
+        return
+    strongest = found.ranking[:cumulative]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "zero ablation")  # said once already
+        curve = cumulative_ablation(model, pairs, strongest, of, value, None, metric, positions, budget)
+    curve = _with_task(curve, prompts)
+    deliver(output, curve.to_dict(), cumulative_view(curve), curve)
+
+
+@click.command()
+@model_options
+@pairs_options
 @click.option("--by", type=Name("part", lambda: ("head", "neuron", "source")), default="head", show_default=True)
 @top_option
 @output_options(*RESULT_FILES)
@@ -197,4 +246,4 @@ def _with_task(result: Any, prompts: Pairs | OnePrompt) -> Any:
     return replace(result, provenance=replace(known, settings=settings, seed=prompts.seed))
 
 
-COMMANDS = (lens, patch, attribute, heads, compare)
+COMMANDS = (lens, patch, ablate, attribute, heads, compare)

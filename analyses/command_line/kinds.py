@@ -72,6 +72,18 @@ class Bytes(click.ParamType):
         return int(float(found[1]) * 1024 ** self.units.index(found[2].upper()))
 
 
+class Positions(click.ParamType):
+    """Positions such as "3 -1" or "3,-1"; negative ones count from the end."""
+
+    name = "positions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        words = str(value).replace(",", " ").split()
+        if not words or not all(re.fullmatch(r"-?\d{1,9}", word) for word in words):
+            self.fail(f"expected positions such as '3 -1'; given {value!r}.", param, ctx)
+        return [int(word) for word in words]
+
+
 class OutputFolder(click.ParamType):
     """A folder that is there, or can be made."""
 
@@ -107,6 +119,19 @@ def _sites() -> list[str]:
     return [name for name, kind in KINDS.items() if kind.per_layer]
 
 
+def _ablated() -> list[str]:
+    from analyses.knockouts import KINDS_OF
+
+    return list(KINDS_OF)
+
+
+def _fills() -> tuple[str, ...]:
+    from analyses.fills import VALUES
+
+    return VALUES
+
+
 METRIC, TASK, SITE = Name("metric", _metrics), Name("task", _tasks), Name("site", _sites)
+ABLATED, FILL = Name("component", _ablated), Name("ablation value", _fills)
 DIRECTION = Name("direction", lambda: ("denoise", "noise"))
 DTYPE, BACKEND = Name("dtype", lambda: DTYPES), Name("backend", lambda: BACKENDS)

@@ -11,6 +11,8 @@ from rich.console import RenderableType
 from analyses.attribution import AttributionResult
 from analyses.command_line.tables import grid, table, token, top, unsigned
 from analyses.comparison import ComparisonResult
+from analyses.effects import Effects
+from analyses.knockouts import AblationResult, CumulativeAblation
 from analyses.lens import ComponentLensResult, LensResult
 from analyses.lens_picture import token_texts
 from analyses.patching import PatchingResult
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from analyses.report import Findings
 
 View = list[RenderableType]
+SPREAD = "interquartile range"
 
 
 def lens_view(model: Any, found: LensResult, layer: int | None, answer: int | None, k: int) -> View:
@@ -103,6 +106,23 @@ def _strongest(found: PatchingResult, k: int) -> Sequence[Extreme]:
         unpatched = float((found.corrupted if found.direction == "denoise" else found.clean).mean())
     entries = found.top(found.values.size)
     return sorted(entries, key=lambda entry: -abs(entry.value - unpatched))[:k]
+
+
+def ablation_view(found: AblationResult, k: int) -> View:
+    """The base run, what each component's absence changes, and the strongest changes with their spread."""
+    rows = [(entry.place, entry.value, unsigned(float(found.spread[entry.index]))) for entry in found.top(k)]
+    return [_base(found), found.shows, *grid(found), table(["furthest from zero", found.unit, SPREAD], rows)]
+
+
+def cumulative_view(found: CumulativeAblation) -> View:
+    """The change after each further component."""
+    names = found.labels["up_to"]
+    rows = [(k + 1, names[k], found.values[k], unsigned(float(found.spread[k]))) for k in range(len(names))]
+    return [_base(found), found.shows, table(["removed", "up to", found.unit, SPREAD], rows)]
+
+
+def _base(found: Effects) -> str:
+    return f"{found.metric} of the unedited run: {text.number(float(found.base.mean()))} ({_mean_of(len(found.base))})"
 
 
 def attribution_view(found: AttributionResult, k: int) -> View:
