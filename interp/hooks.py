@@ -69,7 +69,10 @@ class HookedModule(nn.Module):
         patterns = [names] if isinstance(names, str) else list(names)
         chosen: set[str] = set()
         for pattern in patterns:
-            matches = [name for name in self.hook_dict if name == pattern or fnmatchcase(name, pattern)]
+            if pattern in self.hook_dict:
+                chosen.add(pattern)
+                continue
+            matches = [name for name in self.hook_dict if fnmatchcase(name, pattern)]
             if not matches:
                 raise self._unknown_hook(pattern)
             chosen.update(matches)

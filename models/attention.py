@@ -62,10 +62,11 @@ def attention_scores(
     With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads).
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = rearrange(q.to(wide), "b q_pos (kv group) d -> b q_pos kv group d", kv=k.shape[2])
+    scaled = q.to(wide) / math.sqrt(q.shape[-1])  # before the product, where there is less to divide
+    grouped = rearrange(scaled, "b q_pos (kv group) d -> b q_pos kv group d", kv=k.shape[2])
     scores = einsum(grouped, k.to(wide), "b q_pos kv group d, b k_pos kv d -> b kv group q_pos k_pos")
-    scores = rearrange(scores, "b kv group q_pos k_pos -> b (kv group) q_pos k_pos") / math.sqrt(q.shape[-1])
-    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(wide).min)
+    scores = rearrange(scores, "b kv group q_pos k_pos -> b (kv group) q_pos k_pos")
+    return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
 
 
 def mix_values(
@@ -121,7 +122,7 @@ class Attention(nn.Module):
         key_input: Stream,
         value_input: Stream,
         mask: Mask | None = None,
-        angles: Float[Tensor, "#batch pos half"] | None = None,
+        rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch n d_model"]:
@@ -130,9 +131,9 @@ class Attention(nn.Module):
         k = self.hook_k(_project(key_input, self.k, self.cfg.n_kv_heads))
         v = self.hook_v(_project(value_input, self.v, self.cfg.n_kv_heads))
         if self.rotary is not None:
-            turned = angles if finish is None or angles is None else at_positions(angles, finish)
+            turned = rotation if finish is None or rotation is None else at_positions(rotation, finish)
             q = self.hook_rot_q(self.rotary(q, turned))
-            k = self.hook_rot_k(self.rotary(k, angles))
+            k = self.hook_rot_k(self.rotary(k, rotation))
         if past is not None:
             k, v = past.append(k, v)
         if finish is not None:

@@ -46,7 +46,7 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         mask: Mask | None = None,
-        angles: Float[Tensor, "#batch pos half"] | None = None,
+        rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch pos_or_n d_model"]:
@@ -55,7 +55,7 @@ class Block(nn.Module):
         query, key, value = self.attention_inputs(resid_pre)
         if finish is not None:
             resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
-        attn_out = self.hook_attn_out(self.attn(query, key, value, mask, angles, past, finish))
+        attn_out = self.hook_attn_out(self.attn(query, key, value, mask, rotation, past, finish))
         resid_mid = resid_pre + attn_out
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_mid)

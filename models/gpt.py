@@ -103,13 +103,13 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             tokens = given
         real, positions = self._mask_and_positions(given.shape[:2], mask, past_kv_cache)
         attends = None if real is None else padding_mask(real, given.shape[1], self._cfg.causal)
-        angles = self._angles(positions)
+        rotation = self._rotation(positions)
 
         resid = self.embedding(given, positions) if start_at_layer is None else given
         first, stop = self._layers(start_at_layer, stop_at_layer)
         for layer in range(first, stop):
             past = None if past_kv_cache is None else past_kv_cache.layers[layer]
-            resid = self.blocks[layer](resid, attends, angles, past, finish if layer == stop - 1 else None)
+            resid = self.blocks[layer](resid, attends, rotation, past, finish if layer == stop - 1 else None)
         if finish is not None and first == stop:
             resid = at_positions(resid, finish)
         if stop_at_layer is not None:
@@ -266,9 +266,9 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             return mask, position_ids(mask)
         return None, torch.arange(before, before + new, device=self.device)[None]
 
-    def _angles(self, positions: Tensor) -> Tensor | None:
+    def _rotation(self, positions: Tensor) -> Tensor | None:
         rotary = self.blocks[0].attn.rotary
-        return rotary.angles(positions) if isinstance(rotary, RotaryPositions) else None
+        return rotary.rotation(positions) if isinstance(rotary, RotaryPositions) else None
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self._cfg.n_layers

@@ -61,14 +61,15 @@ class RotaryPositions(nn.Module):
         self.dim = cfg.rotary_dim
         self.base = cfg.rotary_base
 
-    def angles(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos half"]:
-        """The angle of every pair at every position, in radians."""
+    def rotation(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos 2 half"]:
+        """Cosine and sine of the angle of every pair at every position: the same in all layers, so made once."""
         halves = torch.arange(0, self.dim, 2, dtype=torch.float32, device=positions.device)
-        return positions[..., None] * (1.0 / self.base ** (halves / self.dim))
+        angles = positions[..., None] * (1.0 / self.base ** (halves / self.dim))
+        return torch.stack([angles.cos(), angles.sin()], 2)
 
     def forward(
-        self, x: Float[Tensor, "batch pos head d_head"], angles: Float[Tensor, "#batch pos half"]
+        self, x: Float[Tensor, "batch pos head d_head"], rotation: Float[Tensor, "#batch pos 2 half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        cos, sin = (turn.to(x.dtype)[:, :, None] for turn in (angles.cos(), angles.sin()))
+        cos, sin = rotation.to(x.dtype)[:, :, :, None].unbind(2)
         first, second, rest = x.split((self.dim // 2, self.dim // 2, x.shape[-1] - self.dim), -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
