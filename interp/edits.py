@@ -11,6 +11,7 @@ A hook made of an edit returns a new tensor and leaves the one that it was given
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -248,18 +249,20 @@ def check_row(row: Sequence[Edit]) -> None:
     """Raises:
     LabError: two of the edits contradict each other: the later overwrites what the earlier wrote.
     """
-    for earlier, later in combinations(row, 2):
-        if later.overwrites and _overlap(earlier.site, later.site):
-            raise LabError(
-                f"two edits of a row contradict each other: {later} overwrites {earlier}; leave one of them out, or "
-                "put them in rows of their own."
-            )
+    by_hook: dict[str, list[Edit]] = defaultdict(list)
+    for edit in row:
+        by_hook[edit.site.hook_name].append(edit)
+    for edits in by_hook.values():
+        for earlier, later in combinations(edits, 2):
+            if later.overwrites and _overlap(earlier.site, later.site):
+                raise LabError(
+                    f"two edits of a row contradict each other: {later} overwrites {earlier}; leave one of them out, "
+                    "or put them in rows of their own."
+                )
 
 
 def _overlap(one: Site, other: Site) -> bool:
-    """Whether two sites share an entry; positions from the end are taken for different ones."""
-    if (one.kind, one.layer) != (other.kind, other.layer):
-        return False
+    """Whether two sites of one hook point share an entry; positions from the end are taken for different ones."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in PICKS]
     return all(a is None or b is None or a == b for a, b in pairs)
 

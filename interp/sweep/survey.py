@@ -60,9 +60,11 @@ class Survey:
     def of(cls, base: BaseRun, rows: Sequence[Row], metric: AnyMetric) -> Survey:
         """Try every row's edits on the base run."""
         n_layers, n_pos = base.model.cfg.n_layers, base.pairs.clean.shape[1]
-        tried = [_first_change(base, edit) for row in rows for edit in row]
-        # One transfer for the whole survey.
-        firsts = torch.stack(tried).cpu().numpy() if tried else np.zeros((0, len(base.pairs)), dtype=np.int64)
+        edits = {id(edit): edit for row in rows for edit in row}  # one that several rows share is tried once
+        tried = {key: _first_change(base, edit) for key, edit in edits.items()}
+        firsts = np.zeros((0, len(base.pairs)), dtype=np.int64)
+        if tried:  # one transfer for the whole survey
+            firsts = torch.stack([tried[id(edit)] for row in rows for edit in row]).cpu().numpy()
         steps = np.array([step_of(edit.site, n_layers) for row in rows for edit in row], dtype=np.int64)
         bounds = np.cumsum([0, *(len(row) for row in rows)])
 
