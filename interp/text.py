@@ -65,7 +65,7 @@ def number(value: float, signed: bool = True) -> str:
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
-def megabytes(size: float) -> str:
+def megabytes(size: int) -> str:
     """A number of bytes.
 
     >>> megabytes(3 * 2**20), megabytes(5 * 2**30), megabytes(700)
