@@ -181,12 +181,10 @@ def _prepare(
     pairs = pairs.to(model.device)
     sources, runs = (pairs, pairs.swapped()) if direction == "denoise" else (pairs.swapped(), pairs)
     names = [Site(site, layer).hook_name for layer in range(model.cfg.n_layers)]
-    logits, source = cached_run(model, sources, names)
-    measure = (
-        metrics.get(metric) if metric != "kl" else metrics.kl(logits if sources is pairs else run(model, pairs), pairs)
-    )
+    measure = metrics.kl(run(model, pairs), pairs) if metric == "kl" else metrics.get(metric)
+    source, source_metric = sweep.observe(model, sources, names, measure)
     shape, rows = _rows(model, site, axes, pairs, source)
-    return _Work(pairs, runs, axes, shape, rows, measure, to_numpy(measure(logits, sources).double()))
+    return _Work(pairs, runs, axes, shape, rows, measure, to_numpy(source_metric.double()))
 
 
 def run(model: HookedModel | Any, pairs: PromptPairs) -> Float[Tensor, "batch pos d_vocab"]:

@@ -21,8 +21,9 @@ finished and unembedded. The order of reading:
 Numbers do not depend on how the runs are batched, beyond rounding.
 """
 
+from interp.sweep.base import observe
 from interp.sweep.job import Job
 from interp.sweep.plan import Plan, plan
 from interp.sweep.running import SweepResult, run
 
-__all__ = ["Job", "Plan", "SweepResult", "plan", "run"]
+__all__ = ["Job", "Plan", "SweepResult", "observe", "plan", "run"]

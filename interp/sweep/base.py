@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.contract import ResumableModel
+from interp.contract import HookedModel, ResumableModel
 from interp.edits import Window
 from interp.kv_cache import KeyValueCache, LayerCache
 from interp.metrics import AnyMetric, CustomMetric
@@ -105,6 +106,33 @@ def pick(stream: Float[Tensor, "item pos d_model"], index: Int[Tensor, "item n"]
 
 def baseline(base: BaseRun, metric: AnyMetric) -> Float[Tensor, "prompt"]:
     """The metric of the base run."""
-    positions = metric.positions(base.pairs)
-    picked = base.final if positions is None else pick(base.final, positions)
-    return measure(base.model, picked, base.pairs, metric)
+    return _measured(base.model, base.final, base.pairs, metric)
+
+
+def observe(
+    model: HookedModel | Any, pairs: PromptPairs, names: Iterable[str], metric: AnyMetric
+) -> tuple[Mapping[str, Tensor], Float[Tensor, "prompt"]]:
+    """An unedited run of `pairs.clean`: the activations called `names` (of blocks and embeddings), and the metric.
+
+    A model that can resume unembeds only what the metric reads.
+    """
+    mask = pairs.mask if pairs.padded else None
+    settings = {"attention_mask": mask, "names_filter": list(names)}
+    with torch.inference_mode():
+        if not can_resume(model):
+            logits, cache = model.run_with_cache(pairs.clean, **settings)
+            return cache, metric(logits, pairs)
+        final, cache = model.run_with_cache(pairs.clean, stop_at_layer=model.cfg.n_layers, **settings)
+        return cache, _measured(model, final, pairs, metric)
+
+
+def can_resume(model: HookedModel | Any) -> bool:
+    """Whether runs can be resumed: the model knows how, and no hook is attached that may expect whole runs."""
+    return isinstance(model, ResumableModel) and not any(point.has_hooks() for point in model.hook_dict.values())
+
+
+def _measured(
+    model: ResumableModel | Any, final: Float[Tensor, "prompt pos d_model"], pairs: PromptPairs, metric: AnyMetric
+) -> Float[Tensor, "prompt"]:
+    positions = metric.positions(pairs)
+    return measure(model, final if positions is None else pick(final, positions), pairs, metric)

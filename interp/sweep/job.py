@@ -13,7 +13,7 @@ from interp.edits import check_row
 from interp.errors import LabError, UnknownHookError
 from interp.metrics import AnyMetric, get
 from interp.prompts import PromptPairs
-from interp.sweep.base import BaseRun
+from interp.sweep.base import BaseRun, can_resume
 from interp.sweep.costs import Costs, activation_bytes, free_memory
 from interp.sweep.schedule import Climb, climbs, item_bytes
 from interp.sweep.survey import FINISH, WHOLE, Row, Survey, ending_of
@@ -136,8 +136,8 @@ def _check(model: HookedModel | Any, pairs: PromptPairs, rows: Sequence[Row]) ->
 
 def _way(model: HookedModel | Any) -> tuple[str, str]:
     """How the sweep runs, and why not the other way."""
-    if not isinstance(model, ResumableModel):
-        return BATCHED, f"{type(model).__name__} cannot resume a run"
-    if any(point.has_hooks() for point in model.hook_dict.values()):
+    if can_resume(model):
+        return RESUMED, "rows resume from one base run"
+    if isinstance(model, ResumableModel):
         return BATCHED, "hooks are attached to the model, and they may expect whole runs"
-    return RESUMED, "rows resume from one base run"
+    return BATCHED, f"{type(model).__name__} cannot resume a run"
