@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.lens import component_lens, logit_lens
     from analyses.patching import activation_patching
+    from analyses.paths import path_patching
     from analyses.patterns import attention_patterns
     from analyses.roles import head_scores
 
@@ -28,6 +29,7 @@ __all__ = [
     "head_scores",
     "logit_lens",
     "neuron_attribution",
+    "path_patching",
     "source_attribution",
     "write_report",
 ]
@@ -46,6 +48,7 @@ __getattr__ = attributes(
         "head_scores": "analyses.roles",
         "logit_lens": "analyses.lens",
         "neuron_attribution": "analyses.attribution",
+        "path_patching": "analyses.paths",
         "source_attribution": "analyses.attribution",
         "write_report": "analyses.report",
     },
