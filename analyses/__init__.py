@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from analyses.attention_edges import attention_knockout
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
     from analyses.comparison import compare
+    from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.lens import component_lens, logit_lens
     from analyses.patching import activation_patching
@@ -22,6 +23,7 @@ __all__ = [
     "activation_patching",
     "attention_knockout",
     "attention_patterns",
+    "attribution_patching",
     "compare",
     "component_lens",
     "cumulative_ablation",
@@ -41,6 +43,7 @@ __getattr__ = attributes(
         "activation_patching": "analyses.patching",
         "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
+        "attribution_patching": "analyses.gradients",
         "compare": "analyses.comparison",
         "component_lens": "analyses.lens",
         "cumulative_ablation": "analyses.knockouts",

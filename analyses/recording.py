@@ -1,0 +1,104 @@
+"""A run that keeps its graph: activations at hook points, and the metric's gradient there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.contract import HookedModel
+from interp.errors import LabError
+from interp.markers import pure
+from interp.metrics import AnyMetric
+from interp.prompts import PromptPairs
+from interp.sites import Site
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of the clean prompts. scores: the metric. values: what passed the hook points, by name.
+
+    Parameters need no gradient for this, and get none.
+    """
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    scores: Float[Tensor, "batch"]
+    values: dict[str, Tensor]
+    dropped: set[int] = field(default_factory=set)
+
+    def gradients(self, names: Sequence[str], dropped: int | None = None) -> dict[str, Tensor]:
+        """dm/da at each of these hook points; each prompt has its own, since no prompt's metric reads another.
+
+        dropped: a layer whose attention and MLP pass no gradient on, so that only the residual stream does.
+        """
+        self.dropped.clear()
+        if dropped is not None:
+            self.dropped.add(dropped)
+        return dict(zip(names, self._backward([self.values[name] for name in names]), strict=True))
+
+    def logit_gradient(self) -> Float[Tensor, "batch pos d_vocab"]:
+        """dm/dlogits."""
+        return self._backward([self.logits])[0]
+
+    def _backward(self, points: list[Tensor]) -> tuple[Tensor, ...]:
+        ones = torch.ones_like(self.scores)
+        return torch.autograd.grad(self.scores, points, ones, retain_graph=True, materialize_grads=True)
+
+
+@torch.enable_grad()
+def record(
+    model: HookedModel | Any, pairs: PromptPairs, metric: AnyMetric, names: Sequence[str], droppable: bool = False
+) -> Recording:
+    """Run the clean prompts and keep the graph. droppable: prepare for gradients with a layer dropped.
+
+    Raises:
+        LabError: the model or the metric gives no gradient.
+    """
+    values: dict[str, Tensor] = {}
+    dropped: set[int] = set()  # not the recording itself: a graph that held it would never be freed
+    hooks = [(name, _keep(values)) for name in names] + (_drops(model, dropped) if droppable else [])
+    with model.hooks(hooks):
+        logits = model(pairs.clean, attention_mask=pairs.mask if pairs.padded else None)
+        scores = metric(logits, pairs)
+    if not logits.requires_grad:
+        raise LabError(
+            f"{type(model).__name__} {model.cfg.model_name!r} gives logits without a gradient: its forward detaches "
+            "them. Gradient methods need one that does not; activation_patching works without."
+        )
+    if not scores.requires_grad:
+        raise LabError(f"the metric {metric.name!r} has no gradient; try 'logit_diff' or 'log_prob'.")
+    return Recording(logits, scores, values, dropped)
+
+
+def _keep(values: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """A hook that keeps the tensor that everything downstream is computed from."""
+
+    @pure
+    def hook(activation: Tensor, hook: Any) -> Tensor:
+        seen = activation.view_as(activation) if activation.requires_grad else activation.detach().requires_grad_()
+        values[hook.name] = seen
+        return seen
+
+    return hook
+
+
+def _drops(model: HookedModel | Any, dropped: set[int]) -> list[tuple[str, Callable[..., Any]]]:
+    """Hooks on what each layer adds to the stream, which hold its gradient back while the layer is in `dropped`."""
+    sites = [Site(kind, layer) for layer in range(model.cfg.n_layers) for kind in ("attn_out", "mlp_out")]
+    return [(site.hook_name, _drop(site.layer, dropped)) for site in sites if site.hook_name in model.hook_dict]
+
+
+def _drop(layer: int | None, dropped: set[int]) -> Callable[..., Tensor | None]:
+    @pure
+    def hook(activation: Tensor, hook: Any) -> Tensor | None:
+        if not activation.requires_grad:
+            return None
+        passed = activation.view_as(activation)
+        passed.register_hook(lambda gradient: torch.zeros_like(gradient) if layer in dropped else gradient)
+        return passed
+
+    return hook
