@@ -6,7 +6,7 @@ and calling conventions are HookedTransformer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,8 +91,10 @@ class ResumableModel(HookedModel, Protocol):
 
     Its call also takes `start_at_layer=l` (the input is the stream [batch pos d_model] at the input of block l),
     `stop_at_layer=l` (gives that stream back), `past_kv_cache` (an `interp.kv_cache.KeyValueCache` with the keys and
-    values of the positions before), and `finish` (Int[Tensor, "batch n"]: the positions of the input that leave the
-    last block that is run). Its keys and values are at `hook_k` (or `hook_rot_k`, where there is one) and `hook_v`.
+    values of the positions before), `finish` (Int[Tensor, "batch n"]: the positions of the input that leave the last
+    block that is run), and `known` (of the first block that is run "attn_out", or "q", "k" and "v", to be taken instead
+    of computed; not together with `finish` in one block). Its keys and values are at `hook_k` (or `hook_rot_k`, where
+    there is one) and `hook_v`.
     """
 
     def __call__(
@@ -104,6 +106,7 @@ class ResumableModel(HookedModel, Protocol):
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
     ) -> Any: ...
 
     def embedding(

@@ -127,9 +127,24 @@ class Attention(nn.Module):
         finish: Int[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch n d_model"]:
         """finish: the position of each query among the keys' inputs, where there are fewer queries."""
-        q = self.hook_q(_project(query_input, self.q, self.cfg.n_heads))
-        k = self.hook_k(_project(key_input, self.k, self.cfg.n_kv_heads))
-        v = self.hook_v(_project(value_input, self.v, self.cfg.n_kv_heads))
+        q = _project(query_input, self.q, self.cfg.n_heads)
+        k = _project(key_input, self.k, self.cfg.n_kv_heads)
+        v = _project(value_input, self.v, self.cfg.n_kv_heads)
+        return self.mix(q, k, v, mask, rotation, past, finish)
+
+    def mix(
+        self,
+        q: Float[Tensor, "batch q_pos head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
+        mask: Bool[Tensor, "#batch 1 pos k_pos"] | None = None,
+        rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
+        past: LayerCache | None = None,
+        finish: Int[Tensor, "batch q_pos"] | None = None,
+    ) -> Float[Tensor, "batch q_pos d_model"]:
+        """From queries, keys and values to what is written to the stream."""
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        n_new = k.shape[1]
         if self.rotary is not None:
             turned = rotation if finish is None or rotation is None else at_positions(rotation, finish)
             q = self.hook_rot_q(self.rotary(q, turned))
@@ -137,7 +152,7 @@ class Attention(nn.Module):
         if past is not None:
             k, v = past.append(k, v)
         if finish is not None:
-            mask = self.mask_of(mask, finish, key_input.shape[1], k.shape[1])
+            mask = self.mask_of(mask, finish, n_new, k.shape[1])
         return self.write(self.hook_z(self.attend(q, k, v, mask)))
 
     def mask_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -49,13 +51,23 @@ class Block(nn.Module):
         rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos_or_n d_model"]:
-        """finish: the positions that go on; the others give their keys and values, and end here."""
+        """finish: the positions that go on; the others give their keys and values, and end here.
+
+        known: "attn_out", or "q", "k" and "v": activations that need not be computed, as they are before their hooks.
+        """
         resid_pre = self.hook_resid_pre(resid)
-        query, key, value = self.attention_inputs(resid_pre)
-        if finish is not None:
-            resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
-        attn_out = self.hook_attn_out(self.attn(query, key, value, mask, rotation, past, finish))
+        if known is None:
+            query, key, value = self.attention_inputs(resid_pre)
+            if finish is not None:
+                resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
+            attn_out = self.attn(query, key, value, mask, rotation, past, finish)
+        elif "attn_out" in known:
+            attn_out = known["attn_out"]
+        else:
+            attn_out = self.attn.mix(known["q"], known["k"], known["v"], mask, rotation, past)
+        attn_out = self.hook_attn_out(attn_out)
         resid_mid = resid_pre + attn_out
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_mid)

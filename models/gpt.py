@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Logits Float[Tensor, "batch pos d_vocab"], the next-token loss, both, or None.
 
@@ -84,7 +85,9 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         stop_at_layer: return the residual stream at the input of that block instead (negative counts from
         the end). past_kv_cache: the positions that came before; `input` then holds only the new ones.
         finish: positions in `input`, each row its own; only these leave the last block and come back, which spares the
-        others' queries, MLP and logits there. tokens: the ids, for the loss, when `input` is a residual stream.
+        others' queries, MLP and logits there. known: of the first block that is run "attn_out", or "q", "k" and "v",
+        where the caller has them, to be taken instead of computed. tokens: the ids, for the loss, when `input` is a
+        residual stream.
 
         Raises:
             LabError: ids out of range, no or too many positions, a mask of another shape, an unknown return_type.
@@ -109,7 +112,8 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         first, stop = self._layers(start_at_layer, stop_at_layer)
         for layer in range(first, stop):
             past = None if past_kv_cache is None else past_kv_cache.layers[layer]
-            resid = self.blocks[layer](resid, attends, rotation, past, finish if layer == stop - 1 else None)
+            leaving, taken = finish if layer == stop - 1 else None, known if layer == first else None
+            resid = self.blocks[layer](resid, attends, rotation, past, leaving, taken)
         if finish is not None and first == stop:
             resid = at_positions(resid, finish)
         if stop_at_layer is not None:

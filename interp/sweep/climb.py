@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,9 +24,10 @@ from torch import Tensor
 from interp.edits import Edit, Window
 from interp.markers import pure
 from interp.metrics import AnyMetric
+from interp.sites import hook_name
 from interp.sweep.base import BaseRun, measure, pick
 from interp.sweep.schedule import Climb
-from interp.sweep.survey import EMBEDDING, ENTRY, FINISH, WHOLE, Row, step_of
+from interp.sweep.survey import EMBEDDING, ENTRY, FINISH, KNOWN, WHOLE, Row, step_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Part:
     step: int
     rows: slice
     prompts: slice
+
+    def shifted(self, first: int) -> Part:
+        """The same part of a batch that begins at row `first`."""
+        return replace(self, rows=slice(self.rows.start - first, self.rows.stop - first))
 
 
 PartEdits = list[tuple[Part, Edit]]
@@ -55,27 +60,53 @@ def run_climb(base: BaseRun, rows: Sequence[Row], climb: Climb, metric: AnyMetri
     stream = base.final[:0, start:]
     for step in range(max(EMBEDDING, int(climb.step[0])), n_layers + 1):
         before, now = len(stream), int(joined[step - EMBEDDING])
-        here = prompts[:now]
         if step == EMBEDDING:
-            stream = _embed(base, here, start, edits[step])
+            stream = _embed(base, prompts[:now], start, edits[step])
             continue
         if now > before:
-            stream = torch.cat([stream, base.stream(step)[here[before:], start:]])
+            newcomers = base.stream(step)[prompts[before:now], start:]
+            stream = torch.cat([stream, newcomers]) if before else newcomers
         for part, edit in edits[step]:
             if edit.site.kind in ENTRY:
                 edit.write(stream, part.rows, base.window(part.prompts, start))
         if step == n_layers:
             break
-        with model.hooks(_inside(base, edits[step], start)):
-            stream = model(
-                stream,
-                start_at_layer=step,
-                stop_at_layer=step + 1,
-                attention_mask=base.mask(start, here),
-                past_kv_cache=base.before(start, here, step),
-                finish=finish if climb.ending == FINISH and step == n_layers - 1 else None,
-            )
+        leaving = finish if climb.ending == FINISH and step == n_layers - 1 else None
+        # Newcomers that know something of this layer go through it on their own.
+        bounds = sorted({0, before, now}) if climb.known else [0, now]
+        through = [
+            _layer(base, step, stream[first:stop], prompts[first:stop], start, edits[step], first, leaving, known)
+            for first, stop in pairwise(bounds)
+            for known in [KNOWN[climb.known] if first == before else ()]
+        ]
+        stream = through[0] if len(through) == 1 else torch.cat(through)
     return _end(base, stream, prompts, climb, metric, finish, edits[n_layers])
+
+
+def _layer(
+    base: BaseRun,
+    layer: int,
+    stream: Float[Tensor, "item pos d_model"],
+    prompts: Int[Tensor, "item"],
+    start: int,
+    edits: PartEdits,
+    first: int,
+    finish: Int[Tensor, "item n"] | None,
+    known: Sequence[str],
+) -> Float[Tensor, "item pos_or_n d_model"]:
+    """One layer of a stretch of the batch that begins at row `first`, with its edits."""
+    given = {kind: base.tensors[hook_name(kind, layer)][prompts, start:] for kind in known}
+    own = [(part, edit) for part, edit in edits if first <= part.rows.start < first + len(stream)]
+    with base.model.hooks(_inside(base, own, start, first)):
+        return base.model(
+            stream,
+            start_at_layer=layer,
+            stop_at_layer=layer + 1,
+            attention_mask=base.mask(start, prompts),
+            past_kv_cache=base.before(start, prompts, layer),
+            finish=finish,
+            known=given or None,
+        )
 
 
 def _embed(
@@ -121,9 +152,9 @@ def parts_of(
         yield Part(int(row[first]), int(step[first]), slice(first, stop), slice(start, start + stop - first))
 
 
-def _inside(base: BaseRun, edits: PartEdits, start: int) -> list[tuple[str, Callable[..., Any]]]:
-    """The hooks of the edits inside a layer, whose activations begin at position `start`."""
-    inside = [(part, edit) for part, edit in edits if edit.site.kind not in ENTRY]
+def _inside(base: BaseRun, edits: PartEdits, start: int, first: int = 0) -> list[tuple[str, Callable[..., Any]]]:
+    """The hooks of the edits inside a layer. Activations begin at position `start` and at row `first` of the batch."""
+    inside = [(part.shifted(first), edit) for part, edit in edits if edit.site.kind not in ENTRY]
     return hooks_of(inside, lambda part: base.window(part.prompts, start))
 
 

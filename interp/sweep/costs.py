@@ -23,8 +23,9 @@ class Costs:
 
     launch, positions: see LAUNCH, POSITIONS. block: operations of one layer at one position, attention apart. tail: of
     the keys and values alone, for a position that does not leave the last layer. attention: of one layer's scores and
-    mixing, for one query and one key. logit: of one logit. token, item: bytes that a position and a prompt need while
-    a layer runs. base: bytes that the base run keeps for a prompt.
+    mixing, for one query and one key. known: what each of `survey.KNOWN` spares of a block. logit: of one logit.
+    token, item: bytes that a position and a prompt need while a layer runs. base: bytes that the base run keeps for
+    a prompt.
     """
 
     n_layers: int
@@ -35,14 +36,15 @@ class Costs:
     tail: float
     attention: float
     logit: float
+    known: tuple[float, ...]
     vocabulary: int
     token: int
     item: int
     base: int
 
     @classmethod
-    def of(cls, model: Any, n_pos: int, edited_bytes: int = 0) -> Costs:
-        """edited_bytes: what the base run keeps for a prompt so that edits can be tried on it."""
+    def of(cls, model: Any, n_pos: int, kept_bytes: int = 0) -> Costs:
+        """kept_bytes: what the base run keeps of a prompt for its edits."""
         cfg, size = model.cfg, model.dtype.itemsize
         head_width, kv_width = cfg.n_heads * cfg.d_head, (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
         d_mlp, matrices = (0, 0) if cfg.attn_only else (cfg.d_mlp, 3 if getattr(cfg, "gated_mlp", False) else 2)
@@ -58,10 +60,11 @@ class Costs:
             tail=2.0 * 2 * cfg.d_model * kv_width,
             attention=4.0 * head_width,
             logit=2.0 * cfg.d_model,
+            known=(0.0, 2.0 * cfg.d_model * (head_width + 2 * kv_width), 4.0 * cfg.d_model * (head_width + kv_width)),
             vocabulary=model.W_U.shape[1],
             token=size * streams + scores,
             item=size * 4 * n_pos * kv_width,
-            base=size * n_pos * (cfg.n_layers * (cfg.d_model + 2 * kv_width) + cfg.d_model) + edited_bytes,
+            base=size * n_pos * (cfg.n_layers * (cfg.d_model + 2 * kv_width) + cfg.d_model) + kept_bytes,
         )
 
     def forward(self) -> float:

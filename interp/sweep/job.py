@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from interp.contract import HookedModel, ResumableModel
@@ -13,10 +15,11 @@ from interp.edits import check_row
 from interp.errors import LabError, UnknownHookError
 from interp.metrics import AnyMetric, get
 from interp.prompts import PromptPairs
+from interp.sites import hook_name
 from interp.sweep.base import BaseRun, can_resume
 from interp.sweep.costs import Costs, activation_bytes, free_memory
 from interp.sweep.schedule import Climb, climbs, item_bytes
-from interp.sweep.survey import FINISH, WHOLE, Row, Survey, ending_of
+from interp.sweep.survey import FINISH, KNOWN, WHOLE, Row, Survey, ending_of, known_table
 from interp.text import megabytes
 
 RESUMED, BATCHED = "resumed", "batched hooks"
@@ -74,10 +77,13 @@ class Job:
         """How many (row, prompt) there are."""
         return len(self.rows) * len(self.pairs)
 
-    @property
+    @cached_property
     def names(self) -> set[str]:
-        """The hook points that are edited."""
-        return {edit.site.hook_name for row in self.rows for edit in row}
+        """The activations that the base run keeps: the edited ones, and what rows know where they join."""
+        edited = {edit.site.hook_name for row in self.rows for edit in row}
+        table = known_table(self.rows, self.model.cfg.n_layers)
+        joins = [(layer, KNOWN[known]) for layer, column in enumerate(table.T[:-1]) for known in np.unique(column)]
+        return edited | {hook_name(kind, layer) for layer, kinds in joins for kind in kinds}
 
     @property
     def costs(self) -> Costs:

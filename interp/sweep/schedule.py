@@ -23,6 +23,7 @@ class Climb:
     """(row, prompt) runs that go up the layers together, in the order in which they join.
 
     row, prompt, step: their numbers, and the layer at which each joins. start: the first position of all of them.
+    ending, known: of all of them, as in `Survey`.
     """
 
     row: Int[np.ndarray, "item"]
@@ -30,6 +31,7 @@ class Climb:
     step: Int[np.ndarray, "item"]
     start: int
     ending: int
+    known: int
 
     def __len__(self) -> int:
         return len(self.row)
@@ -41,17 +43,21 @@ class Climb:
         last = costs.last_layer(self.start, read[0]) if self.ending == FINISH else costs.layer(self.start)
         reach_last = self.step < costs.n_layers
         blocks = (layers.clip(0) * costs.layer(self.start) + reach_last * last).sum()
+        blocks -= len(self) * costs.known[self.known] * (costs.n_pos - self.start)
         return float(blocks + len(self) * positions * tokens * costs.logit)
 
     def calls(self, n_layers: int) -> int:
-        """How many times a layer is run."""
-        return n_layers - max(0, int(self.step.min()))
+        """How many times a layer is run: where newcomers know something, once for them and once for the others."""
+        first, apart = max(0, int(self.step.min())), len(np.unique(self.step)) - 1 if self.known else 0
+        return n_layers - first + apart
 
 
 def climbs(survey: Survey, costs: Costs, budget: int, read: tuple[int, int]) -> Iterator[Climb]:
     """The whole survey as climbs. budget: bytes for a climb."""
-    for ending, company in sorted(set(zip(survey.ending.tolist(), survey.company.tolist(), strict=True))):
-        members = np.nonzero((survey.ending == ending) & (survey.company == company))[0]
+    kinds = np.stack([survey.ending, survey.company, survey.known])
+    for kind in np.unique(kinds, axis=1).T:
+        members = np.nonzero((kind == kinds.T).all(1))[0]
+        ending, _, known = kind.tolist()
         for start, chosen in _together(survey, members, costs):
             order = chosen[np.lexsort((survey.prompt[chosen], survey.row[chosen], survey.step[chosen]))]
             size = max(
@@ -59,7 +65,7 @@ def climbs(survey: Survey, costs: Costs, budget: int, read: tuple[int, int]) -> 
             )
             for first in range(0, len(order), size):
                 part = order[first : first + size]
-                yield Climb(survey.row[part], survey.prompt[part], survey.step[part], start, ending)
+                yield Climb(survey.row[part], survey.prompt[part], survey.step[part], start, ending, known)
 
 
 def item_bytes(costs: Costs, start: int, ending: int, read: tuple[int, int]) -> int:

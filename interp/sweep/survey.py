@@ -8,6 +8,7 @@ every activation is the base run's, whatever the edits downstream do.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,13 @@ Row = Sequence[Edit]
 EMBEDDING = -1
 ENTRY = ("resid_pre", "resid_post")
 """Sites that are the stream between two layers, which can be edited without running a layer."""
+AFTER_ATTENTION = {
+    *("attn_out", "resid_mid", "mlp_in", "ln2.scale", "ln2.normalized"),
+    *("mlp_pre", "mlp_pre_linear", "mlp_post", "mlp_out"),
+}
+IN_ATTENTION = {"q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result"}
+KNOWN = ((), ("q", "k", "v"), ("attn_out",))
+"""What a row may know of the layer at which it joins, because its edits come later in the layer."""
 FORKS = {"attn_in", "q_input", "k_input", "v_input"}
 FINISH, LATE, WHOLE = range(3)
 """How a row ends: only the read positions leave the last block; all leave it, and the read ones are unembedded;
@@ -46,7 +54,7 @@ class Survey:
     """What there is to run: one entry per (row, prompt) whose run can differ from the base run and be seen to.
 
     row, prompt: their numbers. step: the layer to join at. start: the first position to run. ending: see FINISH.
-    company: see `company_of`.
+    company: see `company_of`. known: an index of KNOWN.
     """
 
     row: Int[np.ndarray, "item"]
@@ -55,6 +63,7 @@ class Survey:
     start: Int[np.ndarray, "item"]
     ending: Int[np.ndarray, "item"]
     company: Int[np.ndarray, "item"]
+    known: Int[np.ndarray, "item"]
 
     @classmethod
     def of(cls, base: BaseRun, rows: Sequence[Row], metric: AnyMetric) -> Survey:
@@ -82,7 +91,8 @@ class Survey:
         ending = np.array([ending_of(row, n_layers, metric) for row in rows], dtype=np.int64)
         company = np.array([company_of(number, row) for number, row in enumerate(rows)], dtype=np.int64)
         at = (row_number, prompt)
-        return cls(row_number, prompt, step[at], start[at], ending[row_number], company[row_number])
+        known = known_table(rows, n_layers)[row_number, step[at]]
+        return cls(row_number, prompt, step[at], start[at], ending[row_number], company[row_number], known)
 
 
 def last_read(base: BaseRun, metric: AnyMetric) -> Int[np.ndarray, "prompt"]:
@@ -124,6 +134,18 @@ def ending_of(row: Row, n_layers: int, metric: AnyMetric) -> int:
     if (n_layers, False) in steps:
         return WHOLE
     return LATE if (n_layers - 1, False) in steps or (n_layers, True) in steps else FINISH
+
+
+def known_table(rows: Sequence[Row], n_layers: int) -> Int[np.ndarray, "row step"]:
+    """For each row and each layer at which it might join, what it knows there: an index of KNOWN."""
+    table = np.zeros((len(rows), n_layers + 2), dtype=np.int64)  # the last is for EMBEDDING, which is -1
+    for number, row in enumerate(rows):
+        kinds: dict[int, set[str]] = defaultdict(set)
+        for edit in row:
+            kinds[step_of(edit.site, n_layers)].add(edit.site.kind)
+        for step, here in kinds.items():
+            table[number, step] = 2 if here <= AFTER_ATTENTION else 1 if here <= AFTER_ATTENTION | IN_ATTENTION else 0
+    return table
 
 
 def company_of(number: int, row: Row) -> int:
