@@ -74,11 +74,11 @@ def run_climb(base: BaseRun, rows: Sequence[Row], climb: Climb, metric: AnyMetri
         leaving = finish if climb.ending == FINISH and step == n_layers - 1 else None
         # Newcomers that know something of this layer go through it on their own.
         bounds = sorted({0, before, now}) if climb.known else [0, now]
-        through = [
-            _layer(base, step, stream[first:stop], prompts[first:stop], start, edits[step], first, leaving, known)
-            for first, stop in pairwise(bounds)
-            for known in [KNOWN[climb.known] if first == before else ()]
-        ]
+        through = []
+        for first, stop in pairwise(bounds):
+            known = KNOWN[climb.known] if first == before else ()
+            stretch = stream[first:stop], prompts[first:stop]
+            through.append(_layer(base, step, *stretch, start, edits[step], first, leaving, known))
         stream = through[0] if len(through) == 1 else torch.cat(through)
     return _end(base, stream, prompts, climb, metric, finish, edits[n_layers])
 
