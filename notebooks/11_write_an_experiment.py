@@ -78,7 +78,7 @@ _, reference = model.run_with_cache(pairs.corrupted, attention_mask=pairs.mask, 
 heads = [Site("z", each_layer, each) for each_layer in range(model.cfg.n_layers) for each in range(model.cfg.n_heads)]
 for kind in (edits.zero, lambda site: edits.mean(site, reference), lambda site: edits.replace(site, reference)):
     rows = [[kind(site)] for site in heads]
-    effect = sweep.run(model, pairs, rows).mean(1) - baseline
+    effect = sweep.run(model, pairs, rows).values.mean(1) - baseline
     worst = effect.argsort()[:3].tolist()
     print(f"{rows[0][0].name:8s}", [f"L{heads[i].layer}H{heads[i].head} {effect[i]:+.2f}" for i in worst])
 

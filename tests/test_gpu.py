@@ -22,9 +22,11 @@ from analyses import (
     neuron_attribution,
     source_attribution,
 )
+from analyses.patching import patching_plan
 from interp import PromptPairs, Site, edits, metrics, sweep
 from models import GPT, TransformerConfig
 from tests.pairs import random_pairs
+from tests.sweeps import least_budget
 
 pytestmark = pytest.mark.gpu
 
@@ -123,8 +125,9 @@ def test_metrics(on_cpu: GPT, on_gpu: GPT, pairs: PromptPairs, metric: str) -> N
     assert_close(found.corrupted, expected.corrupted, on_gpu.dtype)
 
 
-def test_the_batch_size_changes_nothing(on_gpu: GPT, pairs: PromptPairs) -> None:
-    whole, split = (activation_patching(on_gpu, pairs, "z", normalize=False, batch_size=n) for n in (None, 5))
+def test_the_budget_changes_nothing(on_gpu: GPT, pairs: PromptPairs) -> None:
+    least = least_budget(lambda budget: patching_plan(on_gpu, pairs, "z", budget=budget))
+    whole, split = (activation_patching(on_gpu, pairs, "z", normalize=False, budget=n) for n in (None, least))
     assert_close(split.raw, whole.raw, on_gpu.dtype)
 
 
@@ -140,8 +143,8 @@ def test_values_cached_on_the_cpu_can_be_patched_in(on_gpu: GPT, pairs: PromptPa
         for cache in (stayed, copied)
         for make in (edits.replace, edits.mean, lambda s, c: edits.resample(s, c, torch.tensor([2, 0, 1])))
     ]
-    values = sweep.run(on_gpu, pairs, rows, metrics.logit_diff)
-    assert torch.equal(values[:3], values[3:])
+    values = sweep.run(on_gpu, pairs, rows, metrics.logit_diff).values
+    assert np.array_equal(values[:3], values[3:])
 
 
 def test_lenses(on_cpu: GPT, on_gpu: GPT) -> None:

@@ -81,7 +81,7 @@ def test_patching_everything_gives_the_other_run(
     target, base = (pairs, pairs.swapped()) if direction == "denoise" else (pairs.swapped(), pairs)
     sites = every_site(model, kinds)
     source = cached(model, target, sites)
-    values = sweep.run(model, base, [[edits.replace(site, source) for site in sites]], logits_at_the_end)
+    values = sweep.run(model, base, [[edits.replace(site, source) for site in sites]], logits_at_the_end).values
     expected = logits_at_the_end(model(target.clean, attention_mask=target.mask), target)
     close(values[0], expected.detach())
 
@@ -91,8 +91,8 @@ def test_patching_a_run_with_itself_changes_nothing(model: GPT, pairs: PromptPai
     sites = every_site(model, kinds)
     source = cached(model, pairs, sites)
     rows = [[], *([edits.replace(site, source)] for site in sites), [edits.replace(site, source) for site in sites]]
-    values = sweep.run(model, pairs, rows, logits_at_the_end)
-    close(values, values[:1].expand_as(values))
+    found = sweep.run(model, pairs, rows, logits_at_the_end)
+    close(found.values, np.broadcast_to(found.base, found.values.shape))
 
 
 @given(models(), pairs(), DIRECTIONS)

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from analyses import activation_patching
 from analyses.labels import position_labels
-from analyses.patching import PatchingResult
+from analyses.patching import PatchingResult, patching_plan
 from interp import LabError, PromptPairs
 from interp.results import Result
 from interp.sites import KINDS
 from models import GPT, TransformerConfig
 from tests.pairs import alone, pairs, random_pairs
 from tests.strategies import models, random_model
+from tests.sweeps import least_budget
 
 TOLERANCE = 1e-8
 
@@ -234,8 +235,9 @@ def test_kl_to_the_clean_run_is_zero_there_and_positive_elsewhere() -> None:
 
 
 @given(models(), pairs(), st.sampled_from(["resid_post", "z", "pattern", "k"]), st.integers(1, 9))
-def test_the_batch_size_changes_nothing(model: GPT, pairs: PromptPairs, site: str, size: int) -> None:
-    whole, split = (activation_patching(model, pairs, site, normalize=False, batch_size=n) for n in (None, size))
+def test_the_budget_changes_nothing(model: GPT, pairs: PromptPairs, site: str, share: int) -> None:
+    budget = share * least_budget(lambda bytes: patching_plan(model, pairs, site, budget=bytes))
+    whole, split = (activation_patching(model, pairs, site, normalize=False, budget=n) for n in (None, budget))
     assert_same_numbers(whole.raw, split.raw)
 
 
@@ -266,9 +268,10 @@ def assert_same_numbers(one: np.ndarray, other: np.ndarray) -> None:
     np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(other).max(initial=0.0))))
 
 
-def test_in_float32_the_batch_size_changes_a_logit_difference_by_less_than_1e_4() -> None:
+def test_in_float32_the_budget_changes_a_logit_difference_by_less_than_1e_4() -> None:
     model, pairs = random_model(CONFIGS["plain"], 7, torch.float32), random_pairs(8, (6, 4, 5))
-    whole, split = (activation_patching(model, pairs, "z", normalize=False, batch_size=n) for n in (None, 2))
+    budget = least_budget(lambda bytes: patching_plan(model, pairs, "z", budget=bytes))
+    whole, split = (activation_patching(model, pairs, "z", normalize=False, budget=n) for n in (None, budget))
     np.testing.assert_allclose(whole.raw, split.raw, atol=1e-4)
 
 
@@ -298,7 +301,7 @@ def test_one_prompt_is_enough() -> None:
         ({"by": ["layers"]}, "closest: 'layer'"),
         ({"by": ["head"]}, "cannot be told apart by head"),
         ({"by": []}, "at least one of layer, head, pos"),
-        ({"batch_size": 0}, "batch_size=0; expected at least 1"),
+        ({"budget": 0}, "a budget of .* is too small for one row of this sweep, which needs about"),
         ({"metric": lambda logits: logits.mean()}, "expected one number per prompt"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import LabError, PromptPairs, Site, UnknownHookError, sweep
-from interp.edits import Edit, add, freeze, mean, project_out, replace, resample, scale, zero
+from interp.edits import Edit, Window, add, freeze, mean, project_out, replace, resample, scale, zero
 from models import GPT, TransformerConfig
 from tests.pairs import random_pairs
 from tests.strategies import SEEDS, random_model
@@ -146,13 +147,13 @@ def test_the_mean_is_over_the_axes_asked_for() -> None:
         np.testing.assert_allclose(new[:, :, 1], expected.expand(3, 5, 2), atol=1e-12)
 
 
-def test_a_mean_over_positions_stays_with_its_prompt_in_any_batch() -> None:
+def test_a_mean_over_positions_stays_with_its_prompt_in_any_window() -> None:
     site = Site("resid_post", 0)
     other = random_activation(site, 1)
     edit = mean(site, source(site, other), ("pos",))
-    rows = torch.tensor([2, 0, 2, 1])
-    new = edit.new(torch.zeros(4, 5, 8, dtype=torch.float64), rows)
-    np.testing.assert_allclose(new, other.mean(1, keepdim=True)[rows].expand(4, 5, 8), atol=1e-12)
+    for start in (0, 3):
+        new = edit.applied(torch.zeros(2, 5 - start, 8, dtype=torch.float64), Window(slice(1, 3), start))
+        np.testing.assert_allclose(new, other[1:].mean(1, keepdim=True).expand(2, 5 - start, 8), atol=1e-12)
 
 
 def test_the_reference_of_a_mean_may_hold_other_prompts() -> None:
@@ -215,8 +216,8 @@ def last_logits(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, -1, 0]
 
 
-def values(model: GPT, pairs: PromptPairs, *rows: list[Edit]) -> torch.Tensor:
-    return sweep.run(model, pairs, rows, last_logits)
+def values(model: GPT, pairs: PromptPairs, *rows: list[Edit]) -> np.ndarray:
+    return sweep.run(model, pairs, rows, last_logits).values
 
 
 def test_edits_at_one_site_are_made_one_after_the_other() -> None:
@@ -228,15 +229,39 @@ def test_edits_at_one_site_are_made_one_after_the_other() -> None:
         [add(site, vector), scale(site, 2.0)],
         [scale(site, 2.0), add(site, vector, 2.0)],
     )
-    assert not torch.allclose(doubled_then_moved, moved_then_doubled)
+    assert not np.allclose(doubled_then_moved, moved_then_doubled)
     np.testing.assert_allclose(moved_then_doubled, both, atol=1e-12)
 
 
-def test_replacing_after_any_edit_is_replacing() -> None:
+@pytest.mark.parametrize("name", EDITS)
+@given(site=ANY_SITE, seed=SEEDS)
+def test_replacing_after_any_edit_is_replacing(name: str, site: Site, seed: int) -> None:
+    old, other = random_activation(site, seed), random_activation(site, seed + 1)
+    edited = run_hook(EDITS[name][0](site, other), old)
+    last = replace(site, source(site, other))
+    assert torch.equal(run_hook(last, edited), run_hook(last, old))
+
+
+def test_a_row_whose_later_edit_overwrites_an_earlier_one_is_refused() -> None:
+    _, cache = MODEL.run_with_cache(PAIRS.corrupted, names_filter=lambda name: True)
+    one, all_heads = Site("z", 1, head=2, pos=3), Site("z", 1)
+    contradictions = [
+        [zero(one), replace(one, cache)],
+        [replace(one, cache), zero(all_heads)],
+        [scale(all_heads, 2.0), freeze(Site("z", 1, pos=3), cache)],
+        [zero(Site("resid_mid", 0)), zero(one), mean(one, cache)],
+    ]
+    for row in contradictions:
+        words = f"contradict each other: {row[-1]} overwrites {row[-2]}"
+        with pytest.raises(LabError, match=re.escape(words)):
+            values(MODEL, PAIRS, row)
+
+
+def test_edits_that_can_both_be_seen_make_a_row() -> None:
     _, cache = MODEL.run_with_cache(PAIRS.corrupted, names_filter=lambda name: True)
     site = Site("z", 1, head=2)
-    after, alone = values(MODEL, PAIRS, [zero(site), replace(site, cache)], [replace(site, cache)])
-    assert torch.equal(after, alone)
+    for later in (zero(Site("z", 1, head=1)), zero(Site("z", 0, head=2)), scale(site, 2.0), zero(Site("q", 1, head=2))):
+        assert np.isfinite(values(MODEL, PAIRS, [replace(site, cache), later])).all()
 
 
 def test_a_frozen_site_shields_what_is_after_it() -> None:
@@ -249,7 +274,7 @@ def test_a_frozen_site_shields_what_is_after_it() -> None:
         [zero(Site("resid_pre", 0))],
     )
     np.testing.assert_allclose(shielded, unedited, atol=1e-12)
-    assert not torch.allclose(exposed, unedited)
+    assert not np.allclose(exposed, unedited)
 
 
 def test_an_edit_says_what_it_is() -> None:

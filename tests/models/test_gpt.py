@@ -12,9 +12,9 @@ from torch import Tensor
 
 from interp.contract import HookedModel, ResumableModel
 from interp.errors import LabError
+from interp.kv_cache import KeyValueCache
 from models import GPT, TransformerConfig
 from models.attention import padding_mask
-from interp.kv_cache import KeyValueCache
 from models.positions import position_ids
 from tests.strategies import D_VOCAB, N_CTX, configs, models, padding_masks, random_model, token_batches
 
