@@ -34,7 +34,7 @@ from interp.prompts import PromptPairs
 from interp.results import to_numpy
 from interp.sites import Site
 
-Positions = int | Sequence[int] | Int[Tensor, "batch n"]
+Positions = int | Sequence[int] | Int[Tensor, "batch _"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -156,7 +156,7 @@ def _means(
     sites: Sequence[Site],
     over: tuple[str, ...],
     n_pos: int,
-) -> dict[str, Float[Tensor, "1 pos ..."]]:
+) -> dict[str, Float[Tensor, "1 our_pos ..."]]:
     """The mean of whole activations over these axes, at each of our positions."""
     means = {}
     for site in sites:
