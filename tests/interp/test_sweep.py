@@ -252,19 +252,18 @@ from interp import Site, edits, sweep
 from tests.interp.test_sweep import model
 from tests.pairs import random_pairs
 
-rows = [[edits.zero(Site(kind, 1, pos=pos))] for kind in ("resid_pre", "z") for pos in (None, 3)]
-values = sweep.run(model(), random_pairs(1), rows).values
-for backend in ("eager", "aot_eager"):
-    net = model()
-    net.blocks[1].compile(backend=backend, dynamic=True)
-    print(np.abs(sweep.run(net, random_pairs(1), rows).values - values).max() < 1e-10)
+rows = [[edits.zero(Site("resid_pre", 1, pos=3))], [edits.zero(Site("resid_post", 0))]]
+values, net = sweep.run(model(), random_pairs(1), rows).values, model()
+net.blocks[1].compile(backend="eager", dynamic=True)
+print(np.abs(sweep.run(net, random_pairs(1), rows).values - values).max() < 1e-10)
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_gives_the_same_numbers() -> None:
     """In a process of its own, where no annotation is checked: a checked function cannot be compiled."""
     done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "True"], done.stderr
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 def test_a_gpt_can_resume() -> None:
