@@ -19,6 +19,7 @@ from analyses import softmax_fix
 from analyses.patching import cached_run
 from analyses.recording import Recording, record
 from interp.contract import HookedModel
+from interp.edits import Edit, replace
 from interp.errors import LabError
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
@@ -44,6 +45,10 @@ class Estimates:
     source: Float[np.ndarray, "prompt"]
     slope: Float[np.ndarray, "prompt"]
     by_logits: Float[np.ndarray, "prompt"]
+
+    def largest(self, n: int) -> Int[np.ndarray, "check"]:
+        """Where the `n` largest estimates stand, counted along the axes; the largest mean over prompts first."""
+        return np.argsort(-np.abs(self.effects.mean(-1)), axis=None, kind="stable")[:n]
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,16 @@ class Estimator:
         columns = zip(*batches, strict=True)
         return Estimates(*(np.concatenate([to_numpy(part.double()) for part in parts], -1) for parts in columns))
 
+    def patches(self, sources: PromptPairs, found: Estimates, places: Int[np.ndarray, "check"]) -> list[list[Edit]]:
+        """The exact patches at some places of the result, as rows of a sweep."""
+        rows = []
+        for place in zip(*np.unravel_index(places, found.effects.shape[:-1]), strict=True):
+            at = {axis: int(index) for axis, index in zip(self.axes, place, strict=True)}
+            layers = [at.pop("layer")] if "layer" in at else range(self.model.cfg.n_layers)
+            rows.append([Site(self.site, layer, **at) for layer in layers])
+        _, source = cached_run(self.model, sources, sorted({site.hook_name for row in rows for site in row}))
+        return [[replace(site, source) for site in row] for row in rows]
+
     def _batch(self, runs: PromptPairs, sources: PromptPairs, metric: AnyMetric) -> tuple[Tensor, ...]:
         """The fields of `Estimates` for some of the prompts."""
         logits, other = cached_run(self.model, sources, self._names())
@@ -82,7 +97,7 @@ class Estimator:
             return effects, recording.scores, metric(logits, sources), slopes.abs().amax((1, 2)), by_logits
 
     def _drop_averaged(self, recording: Recording, other: Activations) -> Float[Tensor, "*axes batch"]:
-        """The mean size of the estimates over the dropped layers that leave the site any gradient."""
+        """The mean size over the dropped layers that leave the site a gradient: all, or for most sites all others."""
         n_layers = self.model.cfg.n_layers
         sizes = sum(self._effects(recording, other, layer).abs() for layer in range(n_layers))
         return sizes / (n_layers if self.site in STREAM else n_layers - 1)
@@ -90,7 +105,7 @@ class Estimator:
     def _effects(
         self, recording: Recording, other: Activations, dropped: int | None = None
     ) -> Float[Tensor, "*axes batch"]:
-        """The estimates; those of one layer at a time are held as activations."""
+        """The estimate of every cell, layer by layer."""
         gradients = recording.gradients([names[-1] for names in self._by_layer()], dropped)
         effects = []
         for names in self._by_layer():

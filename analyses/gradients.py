@@ -23,16 +23,14 @@ import torch
 from jaxtyping import Float, Int
 
 from analyses.agreement import Agreement, agreement
-from analyses.first_order import Estimates, Estimator, check_gradient
+from analyses.first_order import Estimator, check_gradient
 from analyses.labels import position_labels
-from analyses.patching import DIRECTIONS, PatchingResult, _axes, _normalize, cached_run, check_site, run
+from analyses.patching import DIRECTIONS, PatchingResult, _axes, _normalize, check_site, run
 from interp import metrics, provenance, sweep
 from interp.contract import HookedModel
-from interp.edits import Edit, replace
 from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
-from interp.sites import Site
 from interp.storage import plain
 from interp.style import AMOUNT, Scale
 
@@ -157,8 +155,8 @@ def attribution_patching(
     measure = metrics.kl(run(model, pairs), pairs) if metric == "kl" else metrics.get(metric)
     found = estimator.run(runs, sources, measure, budget)
     check_gradient(found, measure, model.dtype)
-    top = np.argsort(-np.abs(found.effects.mean(-1)), axis=None, kind="stable")[:checks]
-    exact = sweep.run(model, runs, _rows(estimator, sources, top, found), measure, budget, progress=progress)
+    top = found.largest(checks)
+    exact = sweep.run(model, runs, estimator.patches(sources, found, top), measure, budget, progress=progress)
     clean, corrupted = (found.source, found.base) if direction == "denoise" else (found.base, found.source)
     effects = np.concatenate([found.effects.reshape(-1, len(pairs)), exact.values - exact.base])
     values, normalized = _values(effects, found.base, clean, corrupted, grad_drop, normalize, model.dtype)
@@ -206,21 +204,6 @@ def _check_question(model: HookedModel | Any, metric: Any, direction: str, grad_
         raise LabError(f"checks={checks}; expected at least 1: estimates are always compared with exact patching.")
 
 
-def _rows(
-    estimator: Estimator, sources: PromptPairs, places: Int[np.ndarray, "check"], found: Estimates
-) -> list[list[Edit]]:
-    """The patches at some places of the result, counted along its axes."""
-    site, n_layers = estimator.site, estimator.model.cfg.n_layers
-    chosen = []
-    for place in zip(*np.unravel_index(places, found.effects.shape[:-1]), strict=True):
-        at = {axis: int(index) for axis, index in zip(estimator.axes, place, strict=True)}
-        layers = [at.pop("layer")] if "layer" in at else range(n_layers)
-        chosen.append([Site(site, layer, **at) for layer in layers])
-    names = sorted({part.hook_name for row in chosen for part in row})
-    _, source = cached_run(estimator.model, sources, names)
-    return [[replace(part, source) for part in row] for row in chosen]
-
-
 def _values(
     effects: Float[np.ndarray, "site prompt"],
     base: Float[np.ndarray, "prompt"],
@@ -230,7 +213,7 @@ def _values(
     normalize: bool,
     dtype: torch.dtype,
 ) -> tuple[Float[np.ndarray, "site"], bool]:
-    """Changes of the metric, or their sizes, on the result's scale, and whether that is the normalised one."""
+    """Changes of the metric, or their mean sizes, on the result's scale, and whether that is the normalised one."""
     if not sizes:
         return _normalize(base.mean() + effects.mean(-1), clean, corrupted, normalize, dtype)
     means = np.abs(effects).mean(-1)
