@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses import head_scores, path_patching
+from analyses.direct_paths import DirectPaths, written_at
 from analyses.paths import PathPatchingResult
-from interp import LabError, PromptPairs, Site, metrics
+from interp import LabError, PromptPairs, Site, metrics, tasks
 from interp.results import Result
 from models import GPT, TransformerConfig, load
+from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs
 from tests.strategies import SEEDS, models, random_model
 
@@ -192,8 +194,6 @@ def test_without_norms_the_direct_effects_on_the_logits_add_up_to_the_whole_diff
 @given(models(normalization_type=None), pairs())
 def test_without_norms_all_that_reaches_a_query_adds_up_to_the_other_runs_query(model: GPT, pairs: PromptPairs) -> None:
     """Changes add up where nothing comes after the receiver that is not linear: here in the receiver itself."""
-    from analyses.direct_paths import DirectPaths, written_at
-
     layer = model.cfg.n_layers - 1
     caches = [
         model.run_with_cache(tokens, attention_mask=pairs.mask, names_filter=lambda name: True)[1]
@@ -379,6 +379,35 @@ def test_a_model_whose_parts_do_not_add_up_is_refused() -> None:
     path_patching(model, random_pairs(9), Site("k", 1))
     with pytest.raises(LabError, match=r"the q of layer 1 is not W ln1\(stream\) \+ b"):
         path_patching(model, random_pairs(9), Site("q", 1))
+
+
+@pytest.mark.parametrize("freeze_mlps", [True, False])
+def test_in_bfloat16_effects_are_those_of_float32_to_its_rounding(freeze_mlps: bool) -> None:
+    """bfloat16 keeps 8 bits: an effect, of order 10 here, is a difference of two logit differences, off by 1 % each."""
+    wide, narrow = load("town"), load("town", dtype=torch.bfloat16)
+    pairs = tasks.ioi(wide, n=8)
+    receivers = ["logits", Site("q", 3), Site("mlp_in", 2)]
+    one, other = (
+        path_patching(model, pairs, receivers, freeze_mlps=freeze_mlps, normalize=False) for model in (wide, narrow)
+    )
+    assert np.abs(one.values).max() > 5
+    np.testing.assert_allclose(other.values, one.values, rtol=0, atol=0.02 * np.abs(one.values).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_the_bridge_effects_are_the_same(family: str, tmp_path: Path) -> None:
+    """1e-4 in float32: activations agree to 2e-6, and the metric sums some hundred of them."""
+    directory = str(saved(family, tmp_path))
+    ours, bridge = load(directory), load(directory, backend="transformer-lens")
+    pairs = random_pairs(3, (5, 4), d_vocab=VOCAB)
+    together = (Site("q", 0), Site("v", 1))
+    receivers = ["logits", *(Site(kind, 1) for kind in ("q", "k", "v", "mlp_in")), together]
+    one, other = (path_patching(model, pairs, receivers, normalize=False) for model in (ours, bridge))
+    assert (one.way, other.way) == ("resumed", "batched hooks")
+    assert np.abs(one.values).max() > 0.1
+    np.testing.assert_allclose(other.raw, one.raw, rtol=0, atol=1e-4)
+    with pytest.raises(LabError, match="load the model with backend='native'"):
+        path_patching(bridge, pairs, freeze_mlps=False)
 
 
 def test_in_induction_the_previous_token_head_matters_to_the_keys() -> None:
