@@ -180,8 +180,8 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def _row(times: list[float], reference: list[float], peak: int) -> dict[str, Any]:
-    low, median, high = quantiles(times, n=4)
-    ratios = quantiles([mine / theirs for mine, theirs in zip(times, reference, strict=True)], n=4)
+    low, median, high = quantiles(times, n=4, method="inclusive")
+    ratios = quantiles([mine / theirs for mine, theirs in zip(times, reference, strict=True)], n=4, method="inclusive")
     return {
         "median_s": median,
         "quartiles_s": [low, high],
