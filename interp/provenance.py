@@ -142,7 +142,7 @@ def weights_hash(model: nn.Module | Any) -> str:
     counter tells). Reads every weight once, a tensor at a time per thread.
     """
     state = {name: w for name, w in model.state_dict().items() if isinstance(w, Tensor)}
-    stamp = tuple((name, w.data_ptr(), w._version) for name, w in state.items())
+    stamp = tuple((name, w.data_ptr(), 0 if w.is_inference() else w._version) for name, w in state.items())
     known = _hashes.get(model)
     if known is not None and known[0] == stamp:
         return known[1]
