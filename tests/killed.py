@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, for tests that kill it. Imported by a server that forks, so that a start is quick."""
+"""A sweep in a process of its own, for tests that kill it. A server that has imported this forks, so starts are quick."""
 
 from __future__ import annotations
 

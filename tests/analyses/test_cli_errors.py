@@ -60,6 +60,13 @@ MISUSES = {
     "seed": (["patch", "--seed", "-1"], ["'--seed'", "-1 is not in the range x>=0"]),
     "temperature": (["generate", "--temperature", "-1"], ["'--temperature'", "x>=0"]),
     "top-p": (["generate", "--top-p", "2"], ["'--top-p'", "0<x<=1"]),
+    "budget": (["patch", "--budget", "2 pounds"], ["'2 pounds' is no amount of memory", "such as 500MB or 2GB"]),
+    "no budget": (["patch", "--budget", "0"], ["'0' is no amount of memory"]),
+    "batch size": (["patch", "--batch-size", "4"], ["No such option", "--batch-size"]),
+    "kept in another format": (["patch", "--resume", "s.csv"], ["ends in '.csv'", "expected .safetensors"]),
+    "kept nowhere": (["patch", "--resume", "/nowhere/s.safetensors"], ["no folder '/nowhere'"]),
+    "plan of nothing written": (["patch", "--plan", "--out", "a.csv"], ["--plan runs nothing", "no --out"]),
+    "plan of nothing kept": (["patch", "--plan", "--resume", "a.safetensors"], ["--plan runs nothing", "no --resume"]),
     "half a pair": (["patch", "--prompt", "a"], ["1 --prompt, 0 --corrupted, 0 --right, 0 --wrong", "as many of each"]),
     "task and prompt": (["lens", "--task", "ioi", "--prompt", "a"], ["either --task or --prompt"]),
     "empty prompt": (["lens", "--prompt", ""], ["--prompt is empty", "expected at least one token"]),
@@ -99,6 +106,7 @@ FAILURES = {
     "no such version": (["lens", "--revision", "step-3"], ["has no revision 'step-3'", "try without revision"]),
     "a site of other models": (["patch", "--site", "rot_q"], ["'tiny-town' has no 'rot_q'", "its sites: resid_pre"]),
     "no heads there": (["patch", "--by", "layer,head"], ["'resid_pre' has the axes batch pos d_model"]),
+    "budget too small": (["patch", "--budget", "1KB"], ["a budget of 1 KiB is too small for one row", "at least"]),
     "prompt too long": (["lens", "--prompt", LONG], ["tokens, the context window 32", "shorten"]),
     "pair too long": (["patch", "--prompt", LONG, "--corrupted", LONG, *ANSWERS], ["context is 32", "shorten"]),
     "text too long to go on": (["generate", "--prompt", LONG], ["context window 32", "shorten"]),
@@ -301,11 +309,11 @@ def test_an_error_that_nobody_foresaw_is_not_hidden(monkeypatch: pytest.MonkeyPa
 # The command of the arguments, with something put in its way: {trap} runs first.
 TRAPPED = "import sys, time\n{trap}\nfrom analyses.cli import main\nmain(sys.argv[1:])"
 SLOW_SWEEP = """
-import interp.sweep
+import interp.sweep.running
 def wait(*_):
     print("sweeping", file=sys.stderr, flush=True)
     time.sleep(600)
-interp.sweep._run_batch = wait
+interp.sweep.running.run_climb = wait
 """
 SLOW_WRITING = """
 import os

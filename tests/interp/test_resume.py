@@ -118,9 +118,10 @@ def test_a_sweep_that_is_stopped_keeps_what_it_has_and_runs_only_the_rest(
 ) -> None:
     path, budget = tmp_path / "sweep.safetensors", small_budget()
     expected = sweep.run(model(), PAIRS, ROWS, budget=budget)
-    with monkeypatch.context() as patched, pytest.raises(error):
+    with monkeypatch.context() as patched:
         stop_after(4, patched, error)
-        sweep.run(model(), PAIRS, ROWS, budget=budget, out=path)
+        with pytest.raises(error):
+            sweep.run(model(), PAIRS, ROWS, budget=budget, out=path)
     values, done = finished(path)
     assert 0 < done.sum() < done.size
     assert np.array_equal(values[done], expected.values[done])
@@ -138,9 +139,10 @@ def test_a_sweep_goes_on_with_the_budget_that_it_began_with(tmp_path: Path, monk
     """The budget decides what shares a batch, and so the last bits: they are those of the first run."""
     path, budget = tmp_path / "sweep.safetensors", small_budget()
     assert passes(budget) > passes(None)
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
+    with monkeypatch.context() as patched:
         stop_after(4, patched)
-        sweep.run(model(), PAIRS, ROWS, budget=budget, out=path)
+        with pytest.raises(Stopped):
+            sweep.run(model(), PAIRS, ROWS, budget=budget, out=path)
     ran = stop_after(10**6, monkeypatch)
     again = sweep.run(model(), PAIRS, ROWS, out=path)
     assert ran == [passes(budget) - 4]

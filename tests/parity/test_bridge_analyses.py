@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import analyses
+from analyses.patching import patching_plan
+from interp.contract import ResumableModel
 from interp.prompts import PromptPairs
 from models import GPT, load
 from models.bridge import Bridge
@@ -51,6 +53,15 @@ def test_activation_patching(pair: Pair, prompts: PromptPairs, site: str, direct
         lambda model: analyses.activation_patching(model, prompts, site=site, direction=direction, normalize=False),
         *("values", "raw", "clean", "corrupted"),
     )
+
+
+def test_the_bridge_does_not_resume_and_says_so(pair: Pair, prompts: PromptPairs) -> None:
+    ways = ["resumed", "batched hooks"]
+    assert [isinstance(model, ResumableModel) for model in pair] == [True, False]
+    assert [analyses.activation_patching(model, prompts, by="layer").way for model in pair] == ways
+    ahead = [patching_plan(model, prompts, by="layer") for model in pair]
+    assert [plan.way for plan in ahead] == ways
+    assert "cannot resume a run" in str(ahead[1])
 
 
 def test_logit_lens(pair: Pair) -> None:
