@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, for tests that kill it. A server that has imported this forks, so starts are quick."""
+"""A sweep in a process of its own, for tests that kill it. A server that imports this forks, so starts are quick."""
 
 from __future__ import annotations
 

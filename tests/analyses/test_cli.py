@@ -288,5 +288,14 @@ def _effects(n: int) -> PatchingResult:
     ones = np.ones(2)
     values = np.ones((3, n))
     return PatchingResult(
-        values, values[..., None].repeat(2, -1), ones, ones, "z", "prob", "noise", True, "resumed", axes=("layer", "pos")
+        values,
+        values[..., None].repeat(2, -1),
+        ones,
+        ones,
+        "z",
+        "prob",
+        "noise",
+        True,
+        "resumed",
+        axes=("layer", "pos"),
     )

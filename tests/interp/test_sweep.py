@@ -177,11 +177,8 @@ def test_a_row_that_changes_nothing_has_exactly_the_base_value_and_is_not_run(
 ) -> None:
     dice = Dice(model, pairs, seed)
     sites = [dice.site(kind) for kind in ("resid_pre", "attn_out", "resid_post", "q", "v")]
-    # No scores and patterns are kept, so that attention takes the kernel that it takes in the sweep.
-    names = [site.hook_name for site in sites]
-    with torch.no_grad():
-        _, own = model.run_with_cache(pairs.clean, attention_mask=pairs.mask, names_filter=names)
-    still = [[], *([edits.freeze(site, own)] for site in sites), [edits.freeze(site, own) for site in sites]]
+    nothing = [edits.scale(site, 1.0) for site in sites]
+    still = [[], *([edit] for edit in nothing), nothing]
     moving = [edits.add(Site("resid_post", 0), torch.ones(model.cfg.d_model, dtype=torch.float64))]
     rows = [*still, moving]
     budget = least_budget(lambda n: sweep.plan(model, pairs, rows, budget=n)) if one_at_a_time else None
@@ -189,6 +186,19 @@ def test_a_row_that_changes_nothing_has_exactly_the_base_value_and_is_not_run(
     assert (found.values[:-1] == found.base).all()
     assert found.skipped == len(still) * len(pairs)
     assert sweep.plan(model, pairs, rows, budget=budget).skipped == found.skipped
+
+
+@given(models(), pairs(), SEEDS)
+def test_patching_a_run_with_itself_is_not_run(model: GPT, pairs: PromptPairs, seed: int) -> None:
+    dice = Dice(model, pairs, seed)
+    sites = [dice.site(kind) for kind in ("resid_pre", "attn_out", "resid_post", "q", "v")]
+    # No scores and patterns are kept, so that attention takes the kernel that it takes in the sweep.
+    names = [site.hook_name for site in sites]
+    with torch.no_grad():
+        _, own = model.run_with_cache(pairs.clean, attention_mask=pairs.mask, names_filter=names)
+    found = sweep.run(model, pairs, [[edits.freeze(site, own)] for site in sites])
+    assert found.skipped == found.values.size
+    assert (found.values == found.base).all()
 
 
 def test_what_changes_after_the_position_that_is_read_is_not_run() -> None:
