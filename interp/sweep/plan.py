@@ -26,7 +26,8 @@ class Plan:
     way, why: how it runs. rows, prompts. skipped: (row, prompt) runs whose edits change nothing, so that their effect
     is exactly zero. passes: climbs through the layers, or batches. layer_runs: how many times a layer is run in them.
     operations: floating-point operations; naive: those of one whole forward for each row and prompt. memory: bytes at
-    the peak, beside the model; budget: bytes allowed. seconds: an estimate, from the speed of two short forwards.
+    the peak, beside the model; budget: bytes allowed. seconds: an estimate, to a factor of two or so, from the time of
+    the base run and the survey and the speed of two short forwards.
     """
 
     way: str
@@ -71,8 +72,10 @@ def plan(
     """
     job = Job.of(model, pairs, rows, metric, budget)
     with torch.inference_mode():
+        start = perf_counter()
         found = _batched(job) if job.way == BATCHED else _resumed(job)
-        return replace(found, seconds=_seconds(job, found))
+        ahead = perf_counter() - start  # the base run and the survey, which running makes again
+        return replace(found, seconds=ahead + _seconds(job, found))
 
 
 def _resumed(job: Job) -> Plan:
