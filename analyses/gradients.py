@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from analyses.agreement import Agreement, agreement
 from analyses.first_order import Estimator, check_gradient
 from analyses.labels import position_labels
-from analyses.patching import DIRECTIONS, PatchingResult, _axes, _normalize, check_site, run
+from analyses.patching import DIRECTIONS, PatchingResult, axes_of, check_site, on_the_baselines_scale, run
 from interp import metrics, provenance, sweep
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
@@ -146,7 +146,7 @@ def attribution_patching(
             q . k / sqrt(d_head); GradDrop on one layer; `checks` below 1.
     """
     choose("direction", direction, DIRECTIONS)
-    estimator = Estimator(model, site, _axes(site, by), qk_fix, grad_drop)
+    estimator = Estimator(model, site, axes_of(site, by), qk_fix, grad_drop)
     check_site(model, site)
     _check_question(model, metric, direction, grad_drop, checks)
     pairs.check(model)
@@ -215,9 +215,9 @@ def _values(
 ) -> tuple[Float[np.ndarray, "site"], bool]:
     """Changes of the metric, or their mean sizes, on the result's scale, and whether that is the normalised one."""
     if not sizes:
-        return _normalize(base.mean() + effects.mean(-1), clean, corrupted, normalize, dtype)
+        return on_the_baselines_scale(base.mean() + effects.mean(-1), clean, corrupted, normalize, dtype)
     means = np.abs(effects).mean(-1)
-    scaled, normalized = _normalize(corrupted.mean() + means, clean, corrupted, normalize, dtype)
+    scaled, normalized = on_the_baselines_scale(corrupted.mean() + means, clean, corrupted, normalize, dtype)
     return (np.abs(scaled), True) if normalized else (means, False)
 
 

@@ -113,7 +113,7 @@ def activation_patching(
     found = sweep.run(model, work.runs, work.rows, work.metric, budget, out, progress)
     unpatched, raw = found.base, found.values.reshape(*work.shape, len(pairs))
     clean, corrupted = (work.source, unpatched) if direction == "denoise" else (unpatched, work.source)
-    values, normalized = _normalize(raw.mean(-1), clean, corrupted, normalize, model.dtype)
+    values, normalized = on_the_baselines_scale(raw.mean(-1), clean, corrupted, normalize, model.dtype)
     return PatchingResult(
         values,
         raw,
@@ -173,7 +173,7 @@ def _prepare(
 ) -> _Work:
     """Check everything, run what is patched from, and make the rows."""
     choose("direction", direction, DIRECTIONS)
-    axes = _axes(site, by)
+    axes = axes_of(site, by)
     check_site(model, site)
     pairs.check(model)
     if metric != "kl":
@@ -213,7 +213,7 @@ def check_site(model: HookedModel | Any, site: str) -> None:
     choose("site", site, present)
 
 
-def _axes(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
+def axes_of(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     """The axes to tell apart, in the lab's order."""
     choose("site", site, KINDS)
     kind = KINDS[site]
@@ -248,7 +248,7 @@ def _rows(
     return [sizes[axis] for axis in axes], rows
 
 
-def _normalize(
+def on_the_baselines_scale(
     values: Float[np.ndarray, "*axes"],
     clean: Float[np.ndarray, "prompt"],
     corrupted: Float[np.ndarray, "prompt"],
