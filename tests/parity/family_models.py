@@ -10,7 +10,20 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from transformers import GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig, OPTConfig, Phi3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 N_CTX, D_VOCAB = 24, 29
 
@@ -102,6 +115,64 @@ def phi3(seed: int) -> Any:
     )
 
 
+def llama_scaled(kind: str) -> Callable[[int], Any]:
+    """Llama with scaled rotary angles: the first context is a third of the prompts', yarn's shares within its ramp."""
+    entries = {
+        "linear": {"factor": 3.0},
+        "llama3": {"factor": 3.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "yarn": {"factor": 3.0, "beta_fast": 3.0, "beta_slow": 0.1},
+    }[kind]
+    first = {} if kind == "linear" else {"original_max_position_embeddings": N_CTX // 3}
+
+    def make(seed: int) -> Any:
+        angles = {"rope_type": kind, "rope_theta": Random(seed).choice([20.0, 100.0]), **entries, **first}
+        if kind == "yarn" and seed % 2:
+            angles["attention_factor"] = 1.3
+        return LlamaConfig(**common(seed), rope_parameters=angles, attention_bias=seed % 2 == 0)
+
+    return make
+
+
+def mistral(seed: int) -> Any:
+    return MistralConfig(**common(seed), sliding_window=7, head_dim=Random(seed).choice([None, 6]))
+
+
+def qwen2(seed: int) -> Any:
+    windows = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+    return Qwen2Config(**common(seed), **(windows if seed % 2 else {}))
+
+
+def qwen3(seed: int) -> Any:
+    return Qwen3Config(**common(seed), head_dim=Random(seed).choice([6, 8]), attention_bias=seed % 2 == 0)
+
+
+def olmo2(seed: int) -> Any:
+    return Olmo2Config(**common(seed), attention_bias=seed % 2 == 0)
+
+
+def gemma2(seed: int) -> Any:
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+    return Gemma2Config(
+        **common(seed), **caps, head_dim=8, query_pre_attn_scalar=Random(seed).choice([8, 13]), sliding_window=7
+    )
+
+
+def gemma3(seed: int) -> Any:
+    angles = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100.0},
+    }
+    return Gemma3TextConfig(
+        **common(seed),
+        head_dim=8,
+        query_pre_attn_scalar=Random(seed).choice([8, 13]),
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=angles,
+        final_logit_softcapping=Random(seed).choice([None, 3.0]),
+    )
+
+
 def common(seed: int) -> dict[str, Any]:
     """What Llama's descendants share: heads of width 8, keys shared by all, by two or by none."""
     random = Random(seed)
@@ -123,5 +194,18 @@ def common(seed: int) -> dict[str, Any]:
 
 MAKERS: dict[str, Callable[[int], Any]] = {
     "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "gptj": gptj,
+    "opt": opt,
+    "phi3": phi3,
     "llama": llama,
+    "llama-linear": llama_scaled("linear"),
+    "llama-llama3": llama_scaled("llama3"),
+    "llama-yarn": llama_scaled("yarn"),
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "olmo2": olmo2,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
 }
