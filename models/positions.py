@@ -52,7 +52,7 @@ class RotaryPositions(nn.Module):
     """Rotates pairs of coordinates of queries and keys by position (Su et al. 2021, arXiv:2104.09864).
 
     Coordinate i is paired with i + rotary_dim / 2 (the half-split convention of Llama and GPT-NeoX checkpoints), or
-    2i with 2i + 1 (GPT-J's). Angles are computed in float32 at least. Beyond `rotary_dim` the head is left alone.
+    2i with 2i + 1 (GPT-J's). Everything is computed in float32 at least. Beyond `rotary_dim` the head is left alone.
     local: with the base of local layers, where they have one of their own.
     """
 
@@ -79,15 +79,13 @@ class RotaryPositions(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos head d_head"], rotation: Float[Tensor, "#batch pos 2 half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        cos, sin = rotation.to(x.dtype)[:, :, :, None].unbind(2)
+        cos, sin = rotation[:, :, :, None].unbind(2)
         rotated, rest = x.split((self.dim, x.shape[-1] - self.dim), -1)
         if self.adjacent:
             first, second = rearrange(rotated, "batch pos head (half two) -> two batch pos head half", two=2)
         else:
             first, second = rotated.chunk(2, -1)
-        turned = first * cos - second * sin, second * cos + first * sin
+        turned = [(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)]
         if self.adjacent:
-            return torch.cat(
-                [rearrange(list(turned), "two batch pos head half -> batch pos head (half two)"), rest], -1
-            )
+            turned = [rearrange(turned, "two batch pos head half -> batch pos head (half two)")]
         return torch.cat([*turned, rest], -1)

@@ -4,7 +4,8 @@ The models are random and tiny, saved by transformers, and the prompts longer th
 
 Tolerances. float64: 1e-10, against transformers with its float32 parts widened (`tests.parity.wide`).
 float32: 1e-4, as in `test_huggingface`. bfloat16: the mean distance from float64, over all logits of the seeds, is
-at most 1.1 times that of transformers' own bfloat16; the two round in different places, so one is not always below.
+at most 1.02 times that of transformers' own bfloat16. Where both round in the same places the two are equal; the
+slack is for sums that another machine takes in another order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.parity.test_huggingface import FLOAT32, PATHS, Run, assert_same, hugg
 from tests.parity.wide import in_float64
 
 FLOAT64 = 1e-10
-BFLOAT16_SLACK = 1.1
+BFLOAT16_SLACK = 1.02
 SEEDS = range(4)
 EVERY_FAMILY = pytest.mark.parametrize("family", MAKERS)
 EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
