@@ -16,7 +16,7 @@ How to add one in an hour:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +45,7 @@ _FEATURES = (
     "attn_scores_soft_cap", "output_logits_soft_cap", "norm_places", "norm_gain_offset", "embed_scale",
     "attn_out_bias",
 )  # fmt: skip
-_PLAIN = {entry.name: entry.default for entry in fields(TransformerConfig) if entry.name in _FEATURES}
+_PLAIN = {field.name: field.default for field in fields(TransformerConfig) if field.name in _FEATURES}
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ class Family:
     prefix: what a whole model puts before the names of the base model; a bare base model leaves it out.
     fixed: the part of our config that is the same for the whole family. ignored: a regular expression for
     stored tensors that hold no weights.
-    read_config: config.json to our config. entries: the table, without prefix for tensors that start with "lm_head".
-    write_config: our config to config.json, for families that models are exported to. older_names: what earlier
-    versions of transformers called some of the stored tensors, by the names of today.
+    read_config: config.json to our config. entries: the table, without prefix for tensors that start with `head`.
+    write_config: our config to config.json, for families that models are exported to. head: the unembedding's name.
     """
 
     name: str
@@ -87,7 +86,7 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], TransformerConfig]
     entries: Callable[[TransformerConfig], list[Entry]]
     write_config: Callable[[TransformerConfig], dict[str, Any]] | None = None
-    older_names: Mapping[str, str] = field(default_factory=dict)
+    head: str = "lm_head"
 
     def obstacles(self, cfg: TransformerConfig) -> list[str]:
         """What in a config of ours this family cannot express."""
@@ -103,7 +102,7 @@ class Family:
     def prefixed(self, cfg: TransformerConfig, prefix: str) -> list[Entry]:
         """The table with the names as a checkpoint has them."""
         return [
-            entry if entry.stored.startswith("lm_head") else replace(entry, stored=prefix + entry.stored)
+            entry if entry.stored.startswith(self.head) else replace(entry, stored=prefix + entry.stored)
             for entry in self.entries(cfg)
         ]
 

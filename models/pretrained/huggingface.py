@@ -66,19 +66,10 @@ def read(
     stored = open_tensors(checkpoint.directory)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
-    head = _stored_name(family, "lm_head.weight", stored)
+    entries, head = family.prefixed(cfg, prefix), f"{family.head}.weight"
     ignored = f"{family.ignored}|{head}" if cfg.tie_embeddings else family.ignored
-    entries = [
-        replace(entry, stored=_stored_name(family, entry.stored, stored)) for entry in family.prefixed(cfg, prefix)
-    ]
     _check_tie(cfg, entries[0].stored, head, stored)
     return fill(hollow(cfg, tokenizer), entries, stored, ignored, device, dtype)
-
-
-def _stored_name(family: Family, name: str, stored: StoredTensors) -> str:
-    """The name of a tensor as the checkpoint has it."""
-    older = family.older_names.get(name, name)
-    return older if older in stored else name
 
 
 def _read_config(family: Family, config: Mapping[str, Any]) -> TransformerConfig:

@@ -48,7 +48,7 @@ def entries(cfg: TransformerConfig) -> list[Entry]:
             for kind in ("weight", "bias") if cfg.attn_bias or ours != "attn.o" else ("weight",):
                 table.append(Entry(f"layers.{i}.{theirs}.{kind}", (f"blocks.{i}.{ours}.{kind}",)))
     table += [Entry("final_layer_norm.weight", ("ln_final.w",)), Entry("final_layer_norm.bias", ("ln_final.b",))]
-    return table if cfg.tie_embeddings else [*table, Entry("lm_head.weight", ("unembed.weight",))]
+    return table if cfg.tie_embeddings else [*table, Entry("embed_out.weight", ("unembed.weight",))]
 
 
 def read_config(config: Mapping[str, Any]) -> TransformerConfig:
@@ -88,5 +88,5 @@ NEOX = Family(
     fixed=_FIXED,
     read_config=read_config,
     entries=entries,
-    older_names={"lm_head.weight": "embed_out.weight"},
+    head="embed_out",
 )
