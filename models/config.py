@@ -137,6 +137,8 @@ class TransformerConfig:
             raise LabError(f"attn_types={kinds!r}; expected 'global' or 'local' for each of {self.n_layers} layers.")
         if kinds is not None and "local" in kinds and (self.window_size is None or self.attention_dir != "causal"):
             raise LabError("local layers need a window_size and causal attention.")
+        if self.norm_gain_offset and self.normalization_type != "RMS":
+            raise LabError(f"norm_gain_offset goes with RMS norms; given {self.normalization_type!r}.")
         if self.qk_norm is not None and self.positional_embedding_type != "rotary":
             raise LabError(f"qk_norm goes with rotary positions; given {self.positional_embedding_type!r}.")
 

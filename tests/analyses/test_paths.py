@@ -136,7 +136,7 @@ def assert_three_passes(result: PathPatchingResult, expected: torch.Tensor) -> N
 
 @pytest.mark.usefixtures("unchecked")  # for speed: hundreds of tiny forwards; other tests check annotations
 @given(
-    models(),
+    models(norm_places="pre"),
     pairs(max_pos=5),
     SEEDS,
     st.sampled_from(["noise", "denoise"]),
@@ -283,7 +283,7 @@ def test_one_is_the_whole_way_to_the_other_run(direction: str) -> None:
     np.testing.assert_allclose(result.values, 1.0, atol=TOLERANCE)
 
 
-@given(models(), pairs(), st.floats(1, 9), st.booleans())
+@given(models(norm_places="pre"), pairs(), st.floats(1, 9), st.booleans())
 def test_the_budget_changes_nothing(model: GPT, pairs: PromptPairs, times: float, freeze_mlps: bool) -> None:
     receivers = ["logits", Site("q", model.cfg.n_layers - 1), Site("v", 0)]
     whole = path_patching(model, pairs, receivers, freeze_mlps=freeze_mlps, normalize=False)
