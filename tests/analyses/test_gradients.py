@@ -272,7 +272,7 @@ def test_with_fewer_sites_than_checks_all_are_checked() -> None:
     np.testing.assert_allclose(found.exact, exact.values, atol=1e-9)
 
 
-@given(models(), pairs(), st.sampled_from(["resid_mid", "z", "q", "k"]), st.booleans())
+@given(models(**DOT_PRODUCTS), pairs(), st.sampled_from(["resid_mid", "z", "q", "k"]), st.booleans())
 def test_prompts_do_not_notice_each_other_nor_the_budget(
     model: GPT, pairs: PromptPairs, site: str, grad_drop: bool
 ) -> None:
