@@ -29,6 +29,7 @@ from interp.errors import LabError
 from interp.metrics import logit_diff
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
+from interp.shares import check_logits_are_linear, check_parts_reach_the_stream, gain_of
 
 UNIT = "share of the logit difference"
 
@@ -86,7 +87,7 @@ def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> Attributio
     """Shares of heads, MLPs, embeddings and biases in the clean prompts' logit difference: `.values[layer, head]`.
 
     Raises:
-        LabError: prompts that the model cannot take.
+        LabError: prompts that the model cannot take, or a model whose parts' shares do not add up (`interp.shares`).
     """
     pairs, logits, cache = _last_token_run(model, pairs, ("hook_z", "hook_mlp_out", "embed", "ln_final.hook_scale"))
     direction = _direction(model, pairs)
@@ -112,7 +113,8 @@ def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAt
     share(neuron) = activation · (W_out[neuron] · read), where `read` is the norm and the answers' direction in one.
 
     Raises:
-        LabError: a model without MLPs, or prompts that it cannot take.
+        LabError: a model without MLPs or whose parts' shares do not add up (`interp.shares`), or prompts that it
+            cannot take.
     """
     if model.cfg.attn_only:
         raise LabError(f"the model {model.cfg.model_name!r} has no MLPs, so it has no neurons to attribute to.")
@@ -135,7 +137,7 @@ def source_attribution(model: HookedModel | Any, pairs: PromptPairs) -> SourceAt
     share(head, j) = A[last, j] · (v_j W_O · read), where `read` is the norm and the answers' direction in one.
 
     Raises:
-        LabError: prompts that the model cannot take.
+        LabError: prompts that the model cannot take, or a model whose parts' shares do not add up (`interp.shares`).
     """
     pairs, _, cache = _last_token_run(model, pairs, ("hook_pattern", "hook_v", "ln_final.hook_scale"))
     direction = _direction(model, pairs)
@@ -159,6 +161,8 @@ def _last_token_run(
     model: HookedModel | Any, pairs: PromptPairs, endings: tuple[str, ...]
 ) -> tuple[PromptPairs, Float[Tensor, "batch pos d_vocab"], ActivationCache]:
     """A run of the clean prompts, and its cache at each prompt's last token: no position axis but for `v`."""
+    check_parts_reach_the_stream(model)
+    check_logits_are_linear(model)
     pairs.check(model)
     pairs = pairs.to(model.device)
     mask = pairs.mask if pairs.padded else None
@@ -197,7 +201,7 @@ def _read_direction(
     normalization = model.cfg.normalization_type
     if normalization is None:
         return read
-    gain = getattr(model.ln_final, "w", None)
+    gain = gain_of(model.ln_final)
     read = read if gain is None else read * gain.to(read)
     if normalization.startswith("LN"):
         read = read - read.mean(-1, keepdim=True)

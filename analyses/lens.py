@@ -27,6 +27,7 @@ from interp.cache import ActivationCache
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
 from interp.results import Result, to_numpy
+from interp.shares import check_logits_are_linear, check_parts_reach_the_stream
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -139,11 +140,14 @@ def component_lens(model: HookedModel | Any, prompt: Prompt, component: str = "a
     component: "attn_out", "mlp_out" (rows "0_attn_out", ...) or "result" (a row per head, "L0H0", ...).
 
     Raises:
-        LabError: as `logit_lens`, or another component.
+        LabError: as `logit_lens`, another component, or a model where shares do not add up (`interp.shares`).
     """
     choose("component", component, COMPONENTS)
     if component == "mlp_out" and model.cfg.attn_only:
         raise LabError(f"the model {model.cfg.model_name!r} has no MLPs; try component='attn_out' or 'result'.")
+    check_logits_are_linear(model)
+    if component == "result":
+        check_parts_reach_the_stream(model)
     tokens = one_prompt(model, prompt)
     with torch.inference_mode():
         _, cache = model.run_with_cache(tokens, names_filter=lambda name: _is_read(name, component))

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import LabError, choose
+from interp.shares import check_logits_are_linear, check_parts_reach_the_stream, gain_of
 
 PosSlice = int | slice | Sequence[int] | None
 Labelled = Iterator[tuple[str, Tensor]]
@@ -108,6 +109,7 @@ class ResidualArithmetic:
         self, layer: int, neuron_slice: slice | Sequence[int] | None = None, pos_slice: PosSlice = None
     ) -> Float[Tensor, "*batch_pos d_mlp d_model"]:
         """What each neuron of one MLP wrote: its activation times its row of W_out."""
+        check_parts_reach_the_stream(self.model)
         neurons = slice(None) if neuron_slice is None else neuron_slice
         post = _take(self["mlp_post", layer], pos_slice)[..., neurons]
         return einsum(post, self.model.blocks[layer].mlp.W_out[neurons], "... mlp, mlp model -> ... mlp model")
@@ -177,7 +179,7 @@ class ResidualArithmetic:
         if batch_slice is not None and has_batch_dim:
             residual_stack = residual_stack[:, batch_slice]
         norm = self._norm(None if stop == self.model.cfg.n_layers else stop, mlp_input)
-        if self.model.cfg.normalization_type is None:
+        if self._reads_unnormalised(stop):
             return residual_stack
         if recompute_ln:
             return getattr(norm, "unhooked", norm)(residual_stack)  # past hooks, which expect the model's own stream
@@ -188,7 +190,7 @@ class ResidualArithmetic:
         )
         if batch_slice is not None and self.has_batch_dim:
             scale = scale[batch_slice]
-        gain = getattr(norm, "w", None)
+        gain = gain_of(norm)
         scaled = residual_stack / _take(scale, pos_slice)
         return scaled if gain is None else scaled * gain
 
@@ -206,6 +208,7 @@ class ResidualArithmetic:
         tokens: a token string, an id, or ids of shape [batch] or [batch pos]. With a full decomposition,
         the sum over components plus `unembed_bias_attrs(tokens, incorrect_tokens)` is the logit exactly.
         """
+        check_logits_are_linear(self.model)
         scaled = self.apply_ln_to_stack(
             residual_stack, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim
         )
@@ -247,6 +250,7 @@ class ResidualArithmetic:
             yield "final_post", self["resid_post", n_layers - 1]
 
     def _heads(self, stop: int, mlp_input: bool = False) -> Labelled:
+        check_parts_reach_the_stream(self.model)
         for layer in range(stop + self._adds_attention(mlp_input)):
             if ("result", layer) in self:
                 results = self["result", layer]
@@ -312,6 +316,11 @@ class ResidualArithmetic:
             return self.model.ln_final
         block = self.model.blocks[layer]
         return block.ln2 if mlp_input else block.ln1
+
+    def _reads_unnormalised(self, stop: int) -> bool:
+        """Whether what reads the stream there has no norm before it."""
+        only_after = getattr(self.model.cfg, "norm_places", "pre") == "post" and stop < self.model.cfg.n_layers
+        return self.model.cfg.normalization_type is None or only_after
 
     def _scale_name(self, layer: int, mlp_input: bool) -> str:
         return f"blocks.{layer}.{'ln2' if mlp_input else 'ln1'}.hook_scale"

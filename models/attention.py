@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
 from models.config import TransformerConfig
+from models.embedding import soft_capped
+from models.norm import RMSNorm
 from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
@@ -26,20 +28,27 @@ Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos _ d_model
 Queries = Float[Tensor, "batch n d_model"] | Float[Tensor, "batch n head d_model"]
 
 
-def causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Bool[Tensor, "1 1 q_pos k_pos"]:
-    """Each query sees itself and what came before; the queries are the last `n_queries` of the positions."""
+def causal_mask(
+    n_queries: int, n_keys: int, device: torch.device, window: int | None = None
+) -> Bool[Tensor, "1 1 q_pos k_pos"]:
+    """Each query sees itself and what came before; the queries are the last `n_queries` of the positions.
+
+    window: how many positions it sees at most, itself included (Beltagy et al. 2020, arXiv:2004.05150).
+    """
     mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
+    if window is not None:
+        mask = mask.triu(n_keys - n_queries - window + 1)
     return rearrange(mask, "q_pos k_pos -> 1 1 q_pos k_pos")
 
 
 def padding_mask(
-    real: Bool[Tensor, "batch k_pos"], n_queries: int, causal: bool
+    real: Bool[Tensor, "batch k_pos"], n_queries: int, causal: bool, window: int | None = None
 ) -> Bool[Tensor, "batch 1 q_pos k_pos"]:
     """Hide padding keys. Every position sees itself, so that a padding query is finite (and read by nobody)."""
     n_keys = real.shape[1]
     allowed = rearrange(real, "batch k_pos -> batch 1 1 k_pos")
     if causal:
-        allowed = allowed & causal_mask(n_queries, n_keys, real.device)
+        allowed = allowed & causal_mask(n_queries, n_keys, real.device, window)
     itself = torch.eye(n_keys, dtype=torch.bool, device=real.device)[n_keys - n_queries :]
     return allowed | itself
 
@@ -56,16 +65,20 @@ def attention_scores(
     q: Float[Tensor, "batch q_pos head d_head"],
     k: Float[Tensor, "batch k_pos kv_head d_head"],
     mask: Mask | None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
 ) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """q · k / sqrt(d_head) in float32 at least; masked entries hold the lowest finite number, not -inf.
+    """q · k / scale in float32 at least; masked entries hold the lowest finite number, not -inf.
 
-    With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads).
+    With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads). scale: sqrt(d_head) by
+    default. soft_cap: cap · tanh(scores / cap), before the mask (Gemma 2, arXiv:2408.00118).
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    scaled = q.to(wide) / math.sqrt(q.shape[-1])  # before the product, where there is less to divide
+    scaled = q.to(wide) / (scale or math.sqrt(q.shape[-1]))  # before the product, where there is less to divide
     grouped = rearrange(scaled, "b q_pos (kv group) d -> b q_pos kv group d", kv=k.shape[2])
     scores = einsum(grouped, k.to(wide), "b q_pos kv group d, b k_pos kv d -> b kv group q_pos k_pos")
     scores = rearrange(scores, "b kv group q_pos k_pos -> b (kv group) q_pos k_pos")
+    scores = soft_capped(scores, soft_cap)
     return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
 
 
@@ -84,11 +97,18 @@ def fused_attention(
     v: Float[Tensor, "batch k_pos kv_head d_head"],
     mask: Mask | None,
     causal: bool,
+    scale: float | None = None,
 ) -> Float[Tensor, "batch q_pos head d_head"]:
-    """`mix_values(softmax(attention_scores(q, k, mask)), v)` in one kernel."""
+    """`mix_values(softmax(attention_scores(q, k, mask, scale)), v)` in one kernel."""
     q, k, v = (rearrange(x, "batch pos head d -> batch head pos d") for x in (q, k, v))
     z = F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=causal and mask is None, enable_gqa=k.shape[1] != q.shape[1]
+        q,
+        k,
+        v,
+        mask,
+        is_causal=causal and mask is None,
+        enable_gqa=k.shape[1] != q.shape[1],
+        scale=None if scale is None else 1 / scale,
     )
     return rearrange(z, "batch head pos d -> batch pos head d")
 
@@ -100,18 +120,23 @@ class Attention(nn.Module):
     every head its own. Weights live in Linear layout, and `W_Q` [head d_model d_head] and its kin are views.
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
         width, kv_width = cfg.n_heads * cfg.head_size, cfg.n_kv_heads * cfg.head_size
         self.q = nn.Linear(cfg.d_model, width, bias=cfg.attn_bias)
         self.k = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
         self.v = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
-        self.o = nn.Linear(width, cfg.d_model, bias=cfg.attn_bias)
+        self.o = nn.Linear(width, cfg.d_model, bias=cfg.out_bias)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        self.rotary = RotaryPositions(cfg) if cfg.positional_embedding_type == "rotary" else None
+        rotary = cfg.positional_embedding_type == "rotary"
+        self.rotary = RotaryPositions(cfg, cfg.layer_type(layer) == "local") if rotary else None
         if self.rotary is not None:
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        if cfg.qk_norm is not None:
+            whole = cfg.qk_norm == "width"
+            self.q_norm = RMSNorm(cfg, width if whole else cfg.head_size)
+            self.k_norm = RMSNorm(cfg, kv_width if whole else cfg.head_size)
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
         self.hook_z = HookPoint()
         self.hook_result = HookPoint(on_demand=True)
@@ -144,6 +169,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch q_pos d_model"]:
         """From queries, keys and values to what is written to the stream."""
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        if self.cfg.qk_norm is not None:
+            q, k = self._normalized(self.q_norm, q), self._normalized(self.k_norm, k)
         n_new = k.shape[1]
         if self.rotary is not None:
             turned = rotation if finish is None or rotation is None else at_positions(rotation, finish)
@@ -174,14 +201,22 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch q_pos head d_head"]:
         """z, by the fused kernel or, when scores or pattern are hooked, step by step."""
         n_queries, n_keys = q.shape[1], k.shape[1]
-        explicit = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        cfg = self.cfg
+        explicit = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks() or cfg.attn_scores_soft_cap
         # The fused kernel's own causal mask assumes as many keys as queries; one query at the end sees all keys.
         if mask is None and self.cfg.causal and n_queries > 1 and (explicit or n_queries != n_keys):
             mask = causal_mask(n_queries, n_keys, q.device)
         if not explicit:
-            return fused_attention(q, k, v, mask, causal=self.cfg.causal and n_queries == n_keys)
-        scores = self.hook_attn_scores(attention_scores(q, k, mask))
+            return fused_attention(q, k, v, mask, cfg.causal and n_queries == n_keys, cfg.attn_scale)
+        scores = self.hook_attn_scores(attention_scores(q, k, mask, cfg.attn_scale, cfg.attn_scores_soft_cap))
         return mix_values(self.hook_pattern(scores.softmax(-1)), v)
+
+    def _normalized(self, norm: RMSNorm, x: Float[Tensor, "batch pos head d_head"]) -> Tensor:
+        """Queries or keys, over each head or over all heads as one vector."""
+        if self.cfg.qk_norm == "head":
+            return norm(x)
+        whole = norm(rearrange(x, "batch pos head d -> batch pos (head d)"))
+        return rearrange(whole, "batch pos (head d) -> batch pos head d", head=x.shape[2])
 
     def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """Each head's z through its part of W_O, summed, plus b_O."""

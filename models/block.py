@@ -13,7 +13,7 @@ from interp.kv_cache import LayerCache
 from models.attention import Attention, Mask, Stream, at_positions
 from models.config import TransformerConfig
 from models.mlp import make_mlp
-from models.norm import make_norm
+from models.norm import NoNorm, make_norm
 
 
 class Block(nn.Module):
@@ -25,10 +25,12 @@ class Block(nn.Module):
     `hook_attn_in` exists where every head has its own keys and values.
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
-        self.ln1, self.attn = make_norm(cfg), Attention(cfg)
+        before, after = cfg.norm_places in ("pre", "both"), cfg.norm_places in ("post", "both")
+        self.ln1, self.attn = make_norm(cfg) if before else NoNorm(), Attention(cfg, layer)
+        self.ln1_post = make_norm(cfg) if after else NoNorm()
         self.hook_resid_pre = HookPoint()
         if cfg.n_kv_heads == cfg.n_heads:
             self.hook_attn_in = HookPoint(on_demand=True)
@@ -37,7 +39,8 @@ class Block(nn.Module):
         self.hook_v_input = HookPoint(on_demand=True)
         self.hook_attn_out = HookPoint()
         if not cfg.attn_only:
-            self.ln2, self.mlp = make_norm(cfg), make_mlp(cfg)
+            self.ln2, self.mlp = make_norm(cfg) if before else NoNorm(), make_mlp(cfg)
+            self.ln2_post = make_norm(cfg) if after else NoNorm()
             if not cfg.parallel_attn_mlp:
                 self.hook_resid_mid = HookPoint()
             self.hook_mlp_in = HookPoint(on_demand=True)
@@ -62,11 +65,11 @@ class Block(nn.Module):
             query, key, value = self.attention_inputs(resid_pre)
             if finish is not None:
                 resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
-            attn_out = self.attn(query, key, value, mask, rotation, past, finish)
+            attn_out = self.ln1_post(self.attn(query, key, value, mask, rotation, past, finish))
         elif "attn_out" in known:
             attn_out = known["attn_out"]
         else:
-            attn_out = self.attn.mix(known["q"], known["k"], known["v"], mask, rotation, past)
+            attn_out = self.ln1_post(self.attn.mix(known["q"], known["k"], known["v"], mask, rotation, past))
         attn_out = self.hook_attn_out(attn_out)
         resid_mid = resid_pre + attn_out
         if self.cfg.attn_only:
@@ -77,7 +80,7 @@ class Block(nn.Module):
         return self.hook_resid_post(resid_mid + self.mlp_output(resid_mid))
 
     def mlp_output(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(resid))))
+        return self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.hook_mlp_in(resid)))))
 
     def attention_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Stream, Stream, Stream]:
         """What queries, keys and values are computed from: one normalised stream unless a hook splits it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from interp.errors import LabError, choose
+from models.rotary_scaling import RotaryScaling
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "tanh", "identity")
 
@@ -21,7 +22,15 @@ class TransformerConfig:
     n_key_value_heads: key/value heads shared by groups of query heads (arXiv:2305.13245); None: one each.
     act_fn: of the MLP. gated_mlp: act(gate(x)) * in(x), as in Llama. attn_only: no MLPs.
     parallel_attn_mlp: attention and MLP read the same stream (GPT-J). normalization_type: "LN", "RMS" or None.
+    norm_places: "pre" (what attention and MLP read), "post" (what they write, `ln1_post`, `ln2_post`) or "both".
+    norm_gain_offset: added to the gains. embed_scale: of the token vectors.
     positional_embedding_type: "learned", "sinusoidal", "rotary" (first rotary_dim of each head) or "none".
+    rotary_adjacent_pairs: coordinates 2i and 2i + 1 turn together, not i and i + rotary_dim / 2. rotary_scaling: see
+    `models.rotary_scaling`. attn_types: "global" or "local" for each layer; a query of a local layer sees the last
+    window_size positions, itself included, turned with rotary_base_local if there is one and then unscaled.
+    qk_norm: RMS norm of queries and keys over each "head" or the whole "width". attn_scale: what scores are divided by,
+    sqrt(d_head) by default. attn_scores_soft_cap, output_logits_soft_cap: cap · tanh(x / cap).
+    attn_out_bias: of W_O, by default as attn_bias.
     attention_dir: "causal" or "bidirectional". d_vocab_out: number of outputs, by default d_vocab.
     tie_embeddings: unembed with the embedding matrix. default_prepend_bos: put BOS before text.
     init_range: standard deviation of fresh weights. seed: of fresh weights.
@@ -49,7 +58,20 @@ class TransformerConfig:
     rotary_base: float = 10000.0
     rotary_dim: int | None = None
     attention_dir: str = "causal"
+    rotary_adjacent_pairs: bool = False
+    rotary_scaling: RotaryScaling | None = None
+    rotary_base_local: float | None = None
+    attn_types: tuple | None = None
+    window_size: int | None = None
+    qk_norm: str | None = None
+    attn_scale: float | None = None
+    attn_scores_soft_cap: float | None = None
+    output_logits_soft_cap: float | None = None
+    norm_places: str = "pre"
+    norm_gain_offset: float = 0.0
+    embed_scale: float | None = None
     attn_bias: bool = True
+    attn_out_bias: bool | None = None
     mlp_bias: bool = True
     unembed_bias: bool = False
     tie_embeddings: bool = False
@@ -64,7 +86,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx"):
             self._check_positive(name)
-        for name in ("d_head", "d_mlp", "n_key_value_heads", "d_vocab_out", "rotary_dim"):
+        for name in ("d_head", "d_mlp", "n_key_value_heads", "d_vocab_out", "rotary_dim", "window_size"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
         self._check_types()
@@ -72,6 +94,10 @@ class TransformerConfig:
         choose("activation function", self.act_fn, ACTIVATIONS)
         choose("positional_embedding_type", self.positional_embedding_type, _POSITIONS)
         choose("attention_dir", self.attention_dir, ("causal", "bidirectional"))
+        choose("norm_places", self.norm_places, ("pre", "post", "both"))
+        if self.qk_norm is not None:
+            choose("qk_norm", self.qk_norm, ("head", "width"))
+        self._check_local()
         if self.normalization_type not in ("LN", "RMS", None):
             raise LabError(f"normalization_type={self.normalization_type!r}; expected 'LN', 'RMS' or None.")
         self._check_sizes()
@@ -104,6 +130,17 @@ class TransformerConfig:
             derive("d_vocab_out", self.d_vocab)
         if self.positional_embedding_type == "rotary" and self.rotary_dim is None:
             derive("rotary_dim", self.d_head)
+
+    def _check_local(self) -> None:
+        kinds = self.attn_types
+        if kinds is not None and (len(kinds) != self.n_layers or not set(kinds) <= {"global", "local"}):
+            raise LabError(f"attn_types={kinds!r}; expected 'global' or 'local' for each of {self.n_layers} layers.")
+        if kinds is not None and "local" in kinds and (self.window_size is None or self.attention_dir != "causal"):
+            raise LabError("local layers need a window_size and causal attention.")
+        if self.norm_gain_offset and self.normalization_type != "RMS":
+            raise LabError(f"norm_gain_offset goes with RMS norms; given {self.normalization_type!r}.")
+        if self.qk_norm is not None and self.positional_embedding_type != "rotary":
+            raise LabError(f"qk_norm goes with rotary positions; given {self.positional_embedding_type!r}.")
 
     def _check_sizes(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -138,12 +175,26 @@ class TransformerConfig:
         return self.n_key_value_heads or self.n_heads
 
     @property
+    def out_bias(self) -> bool:
+        return self.attn_bias if self.attn_out_bias is None else self.attn_out_bias
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_size**0.5 if self.attn_scale is None else self.attn_scale
+
+    def layer_type(self, layer: int) -> str:
+        """ "global" or "local"."""
+        return "global" if self.attn_types is None else self.attn_types[layer]
+
+    @property
     def causal(self) -> bool:
         return self.attention_dir == "causal"
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values, ready for JSON; without the device."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
+        values["rotary_scaling"] = None if self.rotary_scaling is None else asdict(self.rotary_scaling)
+        values["attn_types"] = None if self.attn_types is None else list(self.attn_types)
         return values | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     @classmethod
@@ -161,6 +212,10 @@ class TransformerConfig:
             raise LabError(f"the config lacks {', '.join(missing)}; expected at least these sizes.")
         if isinstance(values.get("dtype"), str):
             values = values | {"dtype": dtype_named(values["dtype"])}
+        if isinstance(values.get("attn_types"), list):
+            values = values | {"attn_types": tuple(values["attn_types"])}
+        if isinstance(values.get("rotary_scaling"), dict):
+            values = values | {"rotary_scaling": _scaling(values["rotary_scaling"])}
         return cls(**values)
 
 
@@ -181,11 +236,20 @@ def dtype_named(name: str) -> torch.dtype:
     return DTYPES[choose("dtype", name, DTYPES)]
 
 
+def _scaling(values: dict[str, Any]) -> RotaryScaling:
+    try:
+        return RotaryScaling(**values)
+    except TypeError as error:
+        raise LabError(f"rotary_scaling={values!r}: {error}.") from None
+
+
 _TYPES: dict[str, tuple[Any, str]] = {
     "int": (int, "an integer"),
     "float": (int | float, "a number"),
     "bool": (bool, "true or false"),
     "str": (str, "a name"),
+    "tuple": (tuple, "a tuple of names"),
+    "RotaryScaling": (RotaryScaling, "a RotaryScaling"),
     "torch.dtype": (torch.dtype, "a dtype"),
     "torch.device": (torch.device | str, "a device"),
 }

@@ -16,7 +16,7 @@ from interp.errors import LabError
 from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
-from models.attention import at_positions, padding_mask
+from models.attention import at_positions, causal_mask, padding_mask
 from models.block import Block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
@@ -54,7 +54,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             learned = cfg.positional_embedding_type == "learned"
             self.pos_embed = LearnedPositions(cfg) if learned else SinusoidalPositions(cfg)
             self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = make_norm(cfg)
         self.unembed = Unembed(cfg, self.embed.W_E if cfg.tie_embeddings else None)
         self.setup()
@@ -105,12 +105,12 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             given, mask = self._text_input(input, prepend_bos, padding_side, mask)
             tokens = given
         real, positions = self._mask_and_positions(given.shape[:2], mask, past_kv_cache)
-        attends = None if real is None else padding_mask(real, given.shape[1], self._cfg.causal)
-        rotation = self._rotation(positions)
+        first, stop = self._layers(start_at_layer, stop_at_layer)
+        views = self._views(real, positions, past_kv_cache, range(first, stop))
 
         resid = self.embedding(given, positions) if start_at_layer is None else given
-        first, stop = self._layers(start_at_layer, stop_at_layer)
         for layer in range(first, stop):
+            attends, rotation = views[self._cfg.layer_type(layer)]
             past = None if past_kv_cache is None else past_kv_cache.layers[layer]
             leaving, taken = finish if layer == stop - 1 else None, known if layer == first else None
             resid = self.blocks[layer](resid, attends, rotation, past, leaving, taken)
@@ -270,9 +270,28 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             return mask, position_ids(mask)
         return None, torch.arange(before, before + new, device=self.device)[None]
 
-    def _rotation(self, positions: Tensor) -> Tensor | None:
-        rotary = self.blocks[0].attn.rotary
-        return rotary.rotation(positions) if isinstance(rotary, RotaryPositions) else None
+    def _views(
+        self, real: Tensor | None, positions: Tensor, past: KeyValueCache | None, layers: range
+    ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """For each type of layer that is run: what its queries may see, and how its queries and keys turn.
+
+        None for the first stands for causality alone."""
+        views: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        new = positions.shape[1]
+        whole = real.shape[1] if real is not None else new if past is None else len(past)
+        for layer in layers:
+            kind, rotary = self._cfg.layer_type(layer), self.blocks[layer].attn.rotary
+            if kind in views:
+                continue
+            window = self._cfg.window_size if kind == "local" else None
+            mask = None
+            if real is not None:
+                mask = padding_mask(real, new, self._cfg.causal, window)
+            elif window is not None and whole > window:
+                mask = causal_mask(new, whole, positions.device, window)
+            rotation = rotary.rotation(positions, self.dtype) if isinstance(rotary, RotaryPositions) else None
+            views[kind] = mask, rotation
+        return views
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self._cfg.n_layers

@@ -26,6 +26,11 @@ class LayerNorm(nn.Module):
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
+    @property
+    def gain(self) -> Float[Tensor, "d_model"]:
+        """What the normalised stream is multiplied with, in float32 at least."""
+        return _at_least_float32(self.w)
+
     def forward(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
             return self.unhooked(x)
@@ -41,30 +46,37 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * w over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467).
+    """x / sqrt(mean(x²) + eps) * (w + offset) over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467).
 
+    offset: 0, or 1 where gains are kept as their distance from 1 (Gemma).
     Runs in float32 at least. hook_scale: sqrt(mean(x²) + eps) [batch pos 1]; hook_normalized: x / scale,
     before the gain [batch pos d_model].
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, width: int | None = None) -> None:
         super().__init__()
-        self.eps = cfg.eps
-        self.w = nn.Parameter(torch.ones(cfg.d_model))
+        self.eps, self.offset = cfg.eps, cfg.norm_gain_offset
+        self.w = nn.Parameter(torch.full((width or cfg.d_model,), 1.0 - self.offset))
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
+
+    @property
+    def gain(self) -> Float[Tensor, "d_model"]:
+        """What the normalised stream is multiplied with, in float32 at least."""
+        wide = _at_least_float32(self.w)
+        return wide + self.offset if self.offset else wide
 
     def forward(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
             return self.unhooked(x)
         wide = _at_least_float32(x)
         scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        return (self.hook_normalized(wide / scale) * self.w).to(x.dtype)
+        return (self.hook_normalized(wide / scale) * self.gain).to(x.dtype)
 
     def unhooked(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """The same function in one kernel, past the hook points."""
         wide = _at_least_float32(x)
-        return F.rms_norm(wide, self.w.shape, self.w.to(wide.dtype), self.eps).to(x.dtype)
+        return F.rms_norm(wide, self.w.shape, self.gain.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class NoNorm(nn.Module):

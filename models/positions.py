@@ -51,25 +51,41 @@ def sinusoids(positions: Int[Tensor, "*axes"], d_model: int) -> Float[Tensor, "*
 class RotaryPositions(nn.Module):
     """Rotates pairs of coordinates of queries and keys by position (Su et al. 2021, arXiv:2104.09864).
 
-    Coordinate i is paired with i + rotary_dim / 2 (the half-split convention of Llama and GPT-NeoX
-    checkpoints). Angles are computed in float32. Beyond `rotary_dim` the head is left alone.
+    Coordinate i is paired with i + rotary_dim / 2 (the half-split convention of Llama and GPT-NeoX checkpoints), or
+    2i with 2i + 1 (GPT-J's). Everything is computed in float32 at least. Beyond `rotary_dim` the head is left alone.
+    local: with the base of local layers, where they have one of their own.
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, local: bool = False) -> None:
         super().__init__()
         assert cfg.rotary_dim is not None
-        self.dim = cfg.rotary_dim
-        self.base = cfg.rotary_base
+        own = local and cfg.rotary_base_local is not None
+        self.dim, self.adjacent = cfg.rotary_dim, cfg.rotary_adjacent_pairs
+        self.base = cfg.rotary_base_local if own and cfg.rotary_base_local is not None else cfg.rotary_base
+        self.scaling = None if own else cfg.rotary_scaling
 
-    def rotation(self, positions: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos 2 half"]:
-        """Cosine and sine of the angle of every pair at every position: the same in all layers, so made once."""
-        halves = torch.arange(0, self.dim, 2, dtype=torch.float32, device=positions.device)
-        angles = positions[..., None] * (1.0 / self.base ** (halves / self.dim))
-        return torch.stack([angles.cos(), angles.sin()], 2)
+    def rotation(self, positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Float[Tensor, "batch pos 2 half"]:
+        """Cosine and sine of the angle of every pair at every position: the same in all layers, so made once.
+
+        dtype: of the model, for angles in float64 where it is."""
+        wide = torch.promote_types(dtype, torch.float32)
+        halves = torch.arange(0, self.dim, 2, dtype=wide, device=positions.device)
+        frequencies = 1.0 / self.base ** (halves / self.dim)
+        if self.scaling is not None:
+            frequencies = self.scaling.scaled(frequencies, self.base)
+        angles = positions[..., None] * frequencies
+        return torch.stack([angles.cos(), angles.sin()], 2) * (1.0 if self.scaling is None else self.scaling.length)
 
     def forward(
         self, x: Float[Tensor, "batch pos head d_head"], rotation: Float[Tensor, "#batch pos 2 half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        cos, sin = rotation.to(x.dtype)[:, :, :, None].unbind(2)
-        first, second, rest = x.split((self.dim // 2, self.dim // 2, x.shape[-1] - self.dim), -1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
+        cos, sin = rotation[:, :, :, None].unbind(2)
+        rotated, rest = x.split((self.dim, x.shape[-1] - self.dim), -1)
+        if self.adjacent:
+            first, second = rearrange(rotated, "batch pos head (half two) -> two batch pos head half", two=2)
+        else:
+            first, second = rotated.chunk(2, -1)
+        turned = [(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)]
+        if self.adjacent:
+            turned = [rearrange(turned, "two batch pos head half -> batch pos head (half two)")]
+        return torch.cat([*turned, rest], -1)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from models import GPT, TransformerConfig
+from models.rotary_scaling import RotaryScaling
 
 D_VOCAB = 11
 N_CTX = 10
@@ -21,7 +22,10 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 @st.composite
 def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
-    """A small config: every kind of position, norm and MLP, shared heads, biases; `fixed` entries are kept."""
+    """A small config: every kind of position, norm and MLP, shared heads, biases; `fixed` entries are kept.
+
+    One in three also has what only some families have (see `rare`), except what the fixed entries rule out.
+    """
     n_heads = draw(st.sampled_from([2, 4]))
     positions = draw(st.sampled_from(["learned", "rotary", "sinusoidal", "none"]))
     drawn = {
@@ -45,7 +49,45 @@ def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
         "tie_embeddings": draw(st.booleans()),
         "unembed_bias": draw(st.booleans()),
     }
-    return TransformerConfig(**(drawn | fixed))
+    drawn |= fixed
+    if draw(st.sampled_from([False, False, True])):
+        drawn = draw(rare(drawn)) | drawn
+    return TransformerConfig(**drawn)
+
+
+# What makes a component's share of the stream or the logits undefined.
+ADDITIVE: dict[str, Any] = {"norm_places": "pre", "output_logits_soft_cap": None}
+
+
+@st.composite
+def rare(draw: st.DrawFn, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Layers with a window, post-norms, caps, scales and the variants of rotary positions, for a config as drawn."""
+    entries: dict[str, Any] = {
+        "attn_scale": draw(st.sampled_from([None, 1.5])),
+        "attn_scores_soft_cap": draw(st.sampled_from([None, 2.0])),
+        "output_logits_soft_cap": draw(st.sampled_from([None, 3.0])),
+        "norm_places": draw(st.sampled_from(["pre", "post", "both"])),
+        "norm_gain_offset": draw(st.sampled_from([0.0, 1.0])) if drawn["normalization_type"] == "RMS" else 0.0,
+        "embed_scale": draw(st.sampled_from([None, 3.0])),
+        "attn_out_bias": draw(st.sampled_from([None, True, False])),
+    }
+    if drawn.get("attention_dir", "causal") == "causal":
+        kinds = st.sampled_from(["global", "local"])
+        entries["attn_types"] = tuple(draw(kinds) for _ in range(drawn["n_layers"]))
+        entries["window_size"] = draw(st.integers(1, 4))
+    return entries | (draw(rare_rotary()) if drawn["positional_embedding_type"] == "rotary" else {})
+
+
+@st.composite
+def rare_rotary(draw: st.DrawFn) -> dict[str, Any]:
+    """Scaled angles, other pairs of coordinates, angles of their own for local layers, normalised queries and keys."""
+    scalings = [None, RotaryScaling("linear", 2.0), RotaryScaling("llama3", 2.0, 6), RotaryScaling("yarn", 2.0, 30)]
+    return {
+        "rotary_adjacent_pairs": draw(st.booleans()),
+        "rotary_scaling": draw(st.sampled_from(scalings)),
+        "rotary_base_local": draw(st.sampled_from([None, 50.0])),
+        "qk_norm": draw(st.sampled_from([None, "head", "width"])),
+    }
 
 
 def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> GPT:
@@ -55,7 +97,7 @@ def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = tor
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             wide = 0.45 if parameter.ndim >= 2 else 0.5
-            centre = 1.0 if name.endswith(".w") else 0.0  # the norms' gains
+            centre = 1.0 - cfg.norm_gain_offset if name.endswith(".w") else 0.0  # the norms' gains
             parameter.copy_(centre + wide * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return model
 

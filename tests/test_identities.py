@@ -26,7 +26,7 @@ from interp import PromptPairs, edits, metrics, sweep
 from interp.sites import KINDS, Site
 from models import GPT
 from tests.pairs import pairs
-from tests.strategies import models, token_batches
+from tests.strategies import ADDITIVE, models, token_batches
 
 TOLERANCE = 1e-9
 
@@ -143,7 +143,7 @@ def test_the_last_lens_row_is_the_logits(model: GPT, tokens: torch.Tensor) -> No
     close(lens.kl[-1], np.zeros(tokens.shape[1]))
 
 
-@given(models(), token_batches(max_batch=1))
+@given(models(**ADDITIVE), token_batches(max_batch=1))
 def test_the_components_shares_sum_to_the_logits(model: GPT, tokens: torch.Tensor) -> None:
     """What no component lens holds is computed here: embeddings and biases, through the norm as it was."""
     logits, cache = model.run_with_cache(tokens)
@@ -169,10 +169,10 @@ def through_the_final_norm(model: GPT, cache: Any, vectors: torch.Tensor) -> tor
         return vectors
     if model.cfg.normalization_type == "LN":
         vectors = vectors - vectors.mean(-1, keepdim=True)
-    return vectors / cache["ln_final.hook_scale"][0] * model.ln_final.w
+    return vectors / cache["ln_final.hook_scale"][0] * model.ln_final.gain
 
 
-@given(models(), pairs())
+@given(models(**ADDITIVE), pairs())
 def test_attributed_parts_sum_to_the_logit_difference(model: GPT, pairs: PromptPairs) -> None:
     result = head_attribution(model, pairs)
     measured = metrics.logit_diff(model(pairs.clean, attention_mask=pairs.mask), pairs).detach()
@@ -181,19 +181,19 @@ def test_attributed_parts_sum_to_the_logit_difference(model: GPT, pairs: PromptP
     close(result.values, result.by_prompt.mean(-1))
 
 
-@given(models(), pairs())
+@given(models(**ADDITIVE), pairs())
 def test_source_positions_sum_to_the_heads(model: GPT, pairs: PromptPairs) -> None:
     close(source_attribution(model, pairs).values.sum(-1), head_attribution(model, pairs).values)
 
 
-@given(models(), pairs())
+@given(models(**ADDITIVE), pairs())
 def test_padding_brings_no_head_anything(model: GPT, pairs: PromptPairs) -> None:
     values = source_attribution(model, pairs).values
     unread = ~pairs.mask.any(0).numpy()
     close(values[..., unread], np.zeros_like(values[..., unread]))
 
 
-@given(models(attn_only=False), pairs())
+@given(models(attn_only=False, **ADDITIVE), pairs())
 def test_neurons_sum_to_the_mlps_without_their_biases(model: GPT, pairs: PromptPairs) -> None:
     result = head_attribution(model, pairs)
     _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.mask, names_filter=lambda n: "ln_final" in n)
@@ -210,7 +210,7 @@ def bias_share(model: GPT, cache: Any, pairs: PromptPairs, bias: torch.Tensor) -
         if model.cfg.normalization_type == "LN":
             vector = vector - vector.mean()
         if model.cfg.normalization_type is not None:
-            vector = vector / cache["ln_final.hook_scale"][prompt, last] * model.ln_final.w
+            vector = vector / cache["ln_final.hook_scale"][prompt, last] * model.ln_final.gain
         logits = vector @ model.W_U
         right, wrong = (ids[prompt][ids[prompt] >= 0] for ids in (pairs.right, pairs.wrong))
         shares.append(float(logits[right].mean() - logits[wrong].mean()))

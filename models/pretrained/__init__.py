@@ -59,7 +59,7 @@ def load(
     dtype: Dtype = None,
     revision: str | None = None,
 ) -> Any:
-    """A trained model: a directory, a model of the zoo, or a Hugging Face hub id of the GPT-2 or Llama family.
+    """A trained model: a directory, a model of the zoo, or a Hugging Face hub id of one of `huggingface.FAMILIES`.
 
     backend: "native" gives the lab's own `GPT`, "transformer-lens" a `models.bridge.Bridge` of the same weights.
     device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,

@@ -40,7 +40,8 @@ def fill(
     check(model, entries, stored, ignored)
     for entry in entries:
         tensor = stored.read(entry.stored)
-        tensor = tensor.T if entry.transposed else tensor
+        tensor = (tensor.T if entry.transposed else tensor)[entry.rows_from :]
+        tensor = tensor if entry.arrange is None else entry.arrange(tensor)
         sizes = [model.get_parameter(name).shape[0] for name in entry.parameters]
         for name, part in zip(entry.parameters, tensor.split(sizes), strict=True):
             _place(model, name, torch.empty(part.shape, device=device, dtype=dtype).copy_(part))
@@ -74,7 +75,7 @@ def check(model: GPT, entries: Sequence[Entry], stored: StoredTensors, ignored: 
 
 def _stored_shape(model: GPT, entry: Entry) -> tuple[int, ...]:
     shapes = [tuple(model.get_parameter(name).shape) for name in entry.parameters]
-    whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    whole = (entry.rows_from + sum(shape[0] for shape in shapes), *shapes[0][1:])
     return whole[::-1] if entry.transposed else whole
 
 

@@ -45,7 +45,8 @@ def counterpart(cfg: TransformerConfig) -> Family:
     Raises:
         LabError: none does; the message says what is in the way in the nearest.
     """
-    nearest = min(FAMILIES, key=lambda family: len(family.obstacles(cfg)))
+    exported = [family for family in FAMILIES if family.write_config is not None]
+    nearest = min(exported, key=lambda family: len(family.obstacles(cfg)))
     obstacles = nearest.obstacles(cfg)
     if obstacles:
         raise LabError(
@@ -57,6 +58,7 @@ def counterpart(cfg: TransformerConfig) -> Family:
 
 def _config(model: GPT, family: Family) -> dict[str, Any]:
     tokenizer = model.tokenizer
+    assert family.write_config is not None
     return {
         "architectures": [family.architecture],
         "model_type": family.model_types[0],

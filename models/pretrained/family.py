@@ -1,10 +1,25 @@
-"""What a family of Hugging Face checkpoints is to the lab: a mapping of configs and a table of names."""
+"""What a family of Hugging Face checkpoints is to the lab: a mapping of configs and a table of names.
+
+How to add one in an hour:
+
+1. Read the family's `modeling_*.py` in transformers from its decoder layer outwards, and say each difference from
+   Llama or GPT-2 as an entry of `TransformerConfig`. Where there is no such entry, add a small part to the model,
+   never a condition on the family.
+2. Write `models/pretrained/<family>.py`: `read_config` (refuse with `require` what is not computed), `entries` (one
+   `Entry` for each stored tensor), and the `Family`. `neox.py` and `phi3.py` are examples.
+3. Add it to `FAMILIES` in `huggingface.py`.
+4. Add a maker of tiny configs to `tests/parity/family_models.py` with everything the family is about switched on.
+   `tests/parity/test_families.py` then compares logits and the stream with transformers: float64 first, where a
+   wrong epsilon shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from torch import Tensor
 
 from interp.errors import LabError
 from models.config import TransformerConfig
@@ -24,17 +39,29 @@ ACTIVATIONS = {
 }
 ACTIVATIONS_BACK = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
+# What a family does without unless its `fixed` says otherwise.
+_FEATURES = (
+    "rotary_adjacent_pairs", "rotary_scaling", "rotary_base_local", "attn_types", "qk_norm", "attn_scale",
+    "attn_scores_soft_cap", "output_logits_soft_cap", "norm_places", "norm_gain_offset", "embed_scale",
+    "attn_out_bias",
+)  # fmt: skip
+_PLAIN = {field.name: field.default for field in fields(TransformerConfig) if field.name in _FEATURES}
+
 
 @dataclass(frozen=True)
 class Entry:
     """One stored tensor and the parameters that it holds, one after the other along its output axis.
 
-    transposed: stored as [in, out], where the lab's Linear layout is [out, in].
+    transposed: stored as [in, out], where the lab's Linear layout is [out, in]. rows_from: the first row that is
+    used. arrange: puts the rows of [out, ...] in the order of the parameters.
+    Two entries may name the same stored tensor.
     """
 
     stored: str
     parameters: tuple[str, ...]
     transposed: bool = False
+    rows_from: int = 0
+    arrange: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +73,8 @@ class Family:
     prefix: what a whole model puts before the names of the base model; a bare base model leaves it out.
     fixed: the part of our config that is the same for the whole family. ignored: a regular expression for
     stored tensors that hold no weights.
-    read_config, write_config: config.json to our config and back. entries: the table, without prefix for
-    tensors that start with "lm_head".
+    read_config: config.json to our config. entries: the table, without prefix for tensors that start with `head`.
+    write_config: our config to config.json, for families that models are exported to. head: the unembedding's name.
     """
 
     name: str
@@ -57,14 +84,15 @@ class Family:
     ignored: str
     fixed: Mapping[str, Any]
     read_config: Callable[[Mapping[str, Any]], TransformerConfig]
-    write_config: Callable[[TransformerConfig], dict[str, Any]]
     entries: Callable[[TransformerConfig], list[Entry]]
+    write_config: Callable[[TransformerConfig], dict[str, Any]] | None = None
+    head: str = "lm_head"
 
     def obstacles(self, cfg: TransformerConfig) -> list[str]:
         """What in a config of ours this family cannot express."""
         differing = [
             f"{name}={getattr(cfg, name)!r} (must be {value!r})"
-            for name, value in self.fixed.items()
+            for name, value in {**_PLAIN, **self.fixed}.items()
             if getattr(cfg, name) != value
         ]
         if cfg.n_outputs != cfg.d_vocab:
@@ -74,9 +102,7 @@ class Family:
     def prefixed(self, cfg: TransformerConfig, prefix: str) -> list[Entry]:
         """The table with the names as a checkpoint has them."""
         return [
-            entry
-            if entry.stored.startswith("lm_head")
-            else Entry(prefix + entry.stored, entry.parameters, entry.transposed)
+            entry if entry.stored.startswith(self.head) else replace(entry, stored=prefix + entry.stored)
             for entry in self.entries(cfg)
         ]
 

@@ -13,13 +13,20 @@ from models.config import DTYPES, TransformerConfig
 from models.gpt import GPT
 from models.pretrained.assemble import fill, hollow
 from models.pretrained.family import TRY_THE_BRIDGE, Family
+from models.pretrained.gemma import GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
+from models.pretrained.gptj import GPTJ
 from models.pretrained.llama import LLAMA
+from models.pretrained.neox import NEOX
+from models.pretrained.olmo2 import OLMO2
+from models.pretrained.opt import OPT
+from models.pretrained.phi3 import PHI3
 from models.pretrained.places import Checkpoint
+from models.pretrained.qwen import QWEN2, QWEN3
 from models.pretrained.tensors import StoredTensors, open_tensors
 from models.tokenizers import Tokenizer
 
-FAMILIES = (GPT2, LLAMA)
+FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -59,9 +66,10 @@ def read(
     stored = open_tensors(checkpoint.directory)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
-    ignored = f"{family.ignored}|lm_head.weight" if cfg.tie_embeddings else family.ignored
-    _check_tie(cfg, family.prefixed(cfg, prefix)[0].stored, stored)
-    return fill(hollow(cfg, tokenizer), family.prefixed(cfg, prefix), stored, ignored, device, dtype)
+    entries, head = family.prefixed(cfg, prefix), f"{family.head}.weight"
+    ignored = f"{family.ignored}|{head}" if cfg.tie_embeddings else family.ignored
+    _check_tie(cfg, entries[0].stored, head, stored)
+    return fill(hollow(cfg, tokenizer), entries, stored, ignored, device, dtype)
 
 
 def _read_config(family: Family, config: Mapping[str, Any]) -> TransformerConfig:
@@ -98,12 +106,12 @@ def dtype_of(config: Mapping[str, Any], stored: StoredTensors | None = None) -> 
     return next((DTYPES[name] for name in [stated, *found] if name in DTYPES), torch.float32)
 
 
-def _check_tie(cfg: TransformerConfig, embedding: str, stored: StoredTensors) -> None:
+def _check_tie(cfg: TransformerConfig, embedding: str, head: str, stored: StoredTensors) -> None:
     """A tied model may store its embedding twice, but not two different ones."""
-    if not cfg.tie_embeddings or "lm_head.weight" not in stored or embedding not in stored:
+    if not cfg.tie_embeddings or head not in stored or embedding not in stored:
         return
-    if not torch.equal(stored.read(embedding), stored.read("lm_head.weight")):
+    if not torch.equal(stored.read(embedding), stored.read(head)):
         raise LabError(
-            f"config.json ties the embeddings, but {embedding!r} and 'lm_head.weight' differ in "
+            f"config.json ties the embeddings, but {embedding!r} and {head!r} differ in "
             f"{str(stored.label)!r}; set tie_word_embeddings to false in config.json to use both."
         )

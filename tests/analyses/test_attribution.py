@@ -16,7 +16,7 @@ from interp import LabError, PromptPairs
 from interp.results import Result
 from models import GPT, TransformerConfig
 from tests.pairs import alone, pairs, random_pairs
-from tests.strategies import models, random_model
+from tests.strategies import ADDITIVE, models, random_model
 
 TOLERANCE = 1e-9  # float64
 
@@ -120,7 +120,7 @@ def test_a_source_has_the_share_of_the_value_that_was_read_there(model: GPT, pro
     np.testing.assert_allclose(values, expected, atol=TOLERANCE)
 
 
-@given(models(), pairs(), st.randoms(use_true_random=False))
+@given(models(**ADDITIVE), pairs(), st.randoms(use_true_random=False))
 def test_prompts_do_not_notice_each_other(model: GPT, pairs: PromptPairs, random: Any) -> None:
     order = random.sample(range(len(pairs)), len(pairs))
     together = head_attribution(model, pairs).by_prompt
@@ -161,3 +161,14 @@ def test_the_result_survives_a_file_and_is_a_table(analyse: Any, tmp_path: Path)
 def test_the_result_is_a_page() -> None:
     page = head_attribution(random_model(CONFIGS["layer-norm"], seed=1), random_pairs(1)).to_html()
     assert "Head attribution" in page
+
+
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    [({"norm_places": "both"}, "normalises what attention"), ({"output_logits_soft_cap": 5.0}, "caps its logits")],
+)
+@pytest.mark.parametrize("analysis", [head_attribution, neuron_attribution, source_attribution])
+def test_where_shares_do_not_add_up_there_are_none(analysis: Any, feature: dict[str, Any], said: str) -> None:
+    model = random_model(TransformerConfig(**SIZES, **feature), seed=1)
+    with pytest.raises(LabError, match=said):
+        analysis(model, random_pairs(1))

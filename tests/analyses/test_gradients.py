@@ -27,7 +27,7 @@ from interp.sites import KINDS, Site
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs
-from tests.strategies import models, random_model
+from tests.strategies import ADDITIVE, models, random_model
 
 EXACT = 1e-9
 STEP = 1e-4
@@ -58,7 +58,8 @@ PRESENT = [
     for kind in KINDS
     if KINDS[kind].per_layer and Site(kind, 0).hook_name in model.hook_dict
 ]
-ONE_LAYER: dict[str, Any] = {"n_layers": 1, "attn_only": True, "normalization_type": None}
+ONE_LAYER: dict[str, Any] = {"n_layers": 1, "attn_only": True, "normalization_type": None, **ADDITIVE}
+DOT_PRODUCTS: dict[str, Any] = {"attn_scale": None, "attn_scores_soft_cap": None, "qk_norm": None}
 LINEAR_SITES = st.sampled_from(["v", "pattern", "z", "result", "attn_out", "resid_post"])
 SETTINGS = st.sampled_from([{"direction": "denoise"}, {"direction": "noise", "normalize": False}])
 
@@ -124,7 +125,12 @@ def test_where_the_model_is_linear_the_estimate_is_exact(
     assert_exact(model, pairs, site, **settings)
 
 
-@given(models(**ONE_LAYER), pairs(), st.sampled_from([("layer", "head"), ("head", "pos"), ("layer",)]), SETTINGS)
+@given(
+    models(**ONE_LAYER, **DOT_PRODUCTS),
+    pairs(),
+    st.sampled_from([("layer", "head"), ("head", "pos"), ("layer",)]),
+    SETTINGS,
+)
 def test_where_only_the_softmax_is_not_linear_the_qk_fix_is_exact(
     model: GPT, pairs: PromptPairs, by: tuple[str, ...], settings: dict[str, Any]
 ) -> None:
@@ -266,7 +272,7 @@ def test_with_fewer_sites_than_checks_all_are_checked() -> None:
     np.testing.assert_allclose(found.exact, exact.values, atol=1e-9)
 
 
-@given(models(), pairs(), st.sampled_from(["resid_mid", "z", "q", "k"]), st.booleans())
+@given(models(**DOT_PRODUCTS), pairs(), st.sampled_from(["resid_mid", "z", "q", "k"]), st.booleans())
 def test_prompts_do_not_notice_each_other_nor_the_budget(
     model: GPT, pairs: PromptPairs, site: str, grad_drop: bool
 ) -> None:

@@ -24,7 +24,7 @@ from interp.results import Result
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs
-from tests.strategies import SEEDS, models, random_model
+from tests.strategies import ADDITIVE, SEEDS, models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -136,7 +136,7 @@ def assert_three_passes(result: PathPatchingResult, expected: torch.Tensor) -> N
 
 @pytest.mark.usefixtures("unchecked")  # for speed: hundreds of tiny forwards; other tests check annotations
 @given(
-    models(),
+    models(norm_places="pre"),
     pairs(max_pos=5),
     SEEDS,
     st.sampled_from(["noise", "denoise"]),
@@ -181,7 +181,7 @@ def test_kl_compares_with_the_clean_run() -> None:
     assert np.abs(result.corrupted).min() > 1e-3 > np.abs(result.clean).max()
 
 
-@given(models(normalization_type=None), pairs())
+@given(models(normalization_type=None, **ADDITIVE), pairs())
 def test_without_norms_the_direct_effects_on_the_logits_add_up_to_the_whole_difference(
     model: GPT, pairs: PromptPairs
 ) -> None:
@@ -191,7 +191,7 @@ def test_without_norms_the_direct_effects_on_the_logits_add_up_to_the_whole_diff
     np.testing.assert_allclose(change, result.corrupted - result.clean, rtol=0, atol=TOLERANCE * scale)
 
 
-@given(models(normalization_type=None), pairs())
+@given(models(normalization_type=None, **ADDITIVE), pairs())
 def test_without_norms_all_that_reaches_a_query_adds_up_to_the_other_runs_query(model: GPT, pairs: PromptPairs) -> None:
     """Changes add up where nothing comes after the receiver that is not linear: here in the receiver itself."""
     layer = model.cfg.n_layers - 1
@@ -283,7 +283,7 @@ def test_one_is_the_whole_way_to_the_other_run(direction: str) -> None:
     np.testing.assert_allclose(result.values, 1.0, atol=TOLERANCE)
 
 
-@given(models(), pairs(), st.floats(1, 9), st.booleans())
+@given(models(norm_places="pre"), pairs(), st.floats(1, 9), st.booleans())
 def test_the_budget_changes_nothing(model: GPT, pairs: PromptPairs, times: float, freeze_mlps: bool) -> None:
     receivers = ["logits", Site("q", model.cfg.n_layers - 1), Site("v", 0)]
     whole = path_patching(model, pairs, receivers, freeze_mlps=freeze_mlps, normalize=False)

@@ -19,7 +19,7 @@ from interp import ActivationCache
 from interp.errors import LabError
 from models import GPT, TransformerConfig
 from models.tokenizers import characters
-from tests.strategies import configs, models, random_model, token_batches
+from tests.strategies import ADDITIVE, configs, models, random_model, token_batches
 
 EXACT: Any = {"atol": 1e-9, "rtol": 1e-9}
 POSITIONS = st.sampled_from([None, -1, 1, slice(1, None), [0, 1], [1]])
@@ -60,7 +60,7 @@ class TestSums:
         assert len(labels) == len(parts) == len(set(labels))
         close(parts.sum(0), take(stream_before(cache, layer), pos))
 
-    @given(models(), token_batches(), POSITIONS, st.booleans(), st.data())
+    @given(models(**ADDITIVE), token_batches(), POSITIONS, st.booleans(), st.data())
     def test_the_full_decomposition_sums_to_the_stream(
         self, model: GPT, tokens: Tensor, pos: Any, neurons: bool, data: Any
     ) -> None:
@@ -73,7 +73,7 @@ class TestSums:
         assert len(labels) == len(parts) == len(set(labels))
         close(parts.sum(0), take(stream_before(cache, layer), pos))
 
-    @given(configs(attn_only=False), token_batches(), st.data())
+    @given(configs(attn_only=False, **ADDITIVE), token_batches(), st.data())
     def test_up_to_the_input_of_an_mlp_too(self, cfg: TransformerConfig, tokens: Tensor, data: Any) -> None:
         model = random_model(cfg, 7)
         _, cache = cached(model, tokens)
@@ -83,7 +83,7 @@ class TestSums:
         close(cache.get_full_resid_decomposition(layer, mlp_input=True).sum(0), whole)
         close(cache.accumulated_resid(layer, mlp_input=True)[-1], whole)
 
-    @given(models(), token_batches(), POSITIONS, st.booleans(), st.data())
+    @given(models(**ADDITIVE), token_batches(), POSITIONS, st.booleans(), st.data())
     def test_heads_and_their_remainder_sum_to_the_stream(
         self, model: GPT, tokens: Tensor, pos: Any, from_results: bool, data: Any
     ) -> None:
@@ -96,7 +96,7 @@ class TestSums:
         in_last = parts[-1 - model.cfg.n_heads : -1].sum(0) + model.blocks[layer - 1].attn.b_O
         close(in_last, take(cache["attn_out", layer - 1], pos))
 
-    @given(configs(attn_only=False), token_batches(), POSITIONS, st.data())
+    @given(configs(attn_only=False, **ADDITIVE), token_batches(), POSITIONS, st.data())
     def test_neurons_and_their_remainder_sum_to_the_stream(
         self, cfg: TransformerConfig, tokens: Tensor, pos: Any, data: Any
     ) -> None:
@@ -142,7 +142,7 @@ class TestAccumulated:
             stream = cache["resid_post", -1] if layer == "final" else cache[f"resid_{kind}", int(layer)]
             assert torch.equal(row, take(stream, pos))
 
-    @given(models(), token_batches(), POSITIONS)
+    @given(models(output_logits_soft_cap=None), token_batches(), POSITIONS)
     def test_its_last_row_through_the_final_norm_gives_the_logits(self, model: GPT, tokens: Tensor, pos: Any) -> None:
         logits, cache = cached(model, tokens)
         rows = cache.accumulated_resid(apply_ln=True, pos_slice=pos)
@@ -158,7 +158,7 @@ class TestAccumulated:
 
 
 class TestNorm:
-    @given(models(), token_batches(), POSITIONS, st.data())
+    @given(models(**ADDITIVE), token_batches(), POSITIONS, st.data())
     def test_applied_to_the_parts_it_sums_to_the_norm_of_the_whole(
         self, model: GPT, tokens: Tensor, pos: Any, data: Any
     ) -> None:
@@ -173,7 +173,7 @@ class TestNorm:
         ):
             close(parts.sum(0), whole)
 
-    @given(configs(attn_only=False), token_batches(), st.data())
+    @given(configs(attn_only=False, **ADDITIVE), token_batches(), st.data())
     def test_of_an_mlp_too(self, cfg: TransformerConfig, tokens: Tensor, data: Any) -> None:
         model = random_model(cfg, 9)
         _, cache = cached(model, tokens)
@@ -205,7 +205,7 @@ class TestNorm:
 
 
 class TestLogits:
-    @given(models(), token_batches(), st.data())
+    @given(models(**ADDITIVE), token_batches(), st.data())
     def test_attributed_parts_and_biases_sum_to_the_logit(self, model: GPT, tokens: Tensor, data: Any) -> None:
         logits, cache = cached(model, tokens)
         right = data.draw(st.integers(0, model.cfg.d_vocab - 1))
@@ -214,7 +214,7 @@ class TestLogits:
             assert shares.shape == parts.shape[:-1]
             close(shares.sum(0) + cache.unembed_bias_attrs(right), logits[..., right])
 
-    @given(models(), token_batches(), POSITIONS, st.data())
+    @given(models(**ADDITIVE), token_batches(), POSITIONS, st.data())
     def test_and_to_the_logit_difference(self, model: GPT, tokens: Tensor, pos: Any, data: Any) -> None:
         logits, cache = cached(model, tokens)
         batch = tokens.shape[0]
@@ -230,14 +230,14 @@ class TestLogits:
         expected = difference if pos is None else difference[:, pos]
         close(shares.sum(0) + bias, expected)
 
-    @given(models(), token_batches(min_pos=3))
+    @given(models(**ADDITIVE), token_batches(min_pos=3))
     def test_one_answer_per_position(self, model: GPT, tokens: Tensor) -> None:
         logits, cache = cached(model, tokens)
         shares = cache.logit_attrs(cache.decompose_resid(), tokens)
         expected = logits.gather(-1, rearrange(tokens, "batch pos -> batch pos 1")).squeeze(-1)
         close(shares.sum(0) + cache.unembed_bias_attrs(tokens), expected)
 
-    @given(models(), token_batches(max_batch=1))
+    @given(models(**ADDITIVE), token_batches(max_batch=1))
     def test_without_a_batch_axis(self, model: GPT, tokens: Tensor) -> None:
         logits, batched = cached(model, tokens)
         cache = batched.remove_batch_dim()
@@ -293,3 +293,33 @@ class TestRefusals:
         _, partial = cached(cache.model, torch.tensor([[1, 2, 3]]), "blocks.*.hook_resid_pre")
         with pytest.raises(LabError, match=r"no hook named 'blocks\.0\.attn\.hook_z'"):
             partial.stack_head_results()
+
+
+REFUSED_PARTS = [
+    lambda cache: cache.stack_head_results(),
+    lambda cache: cache.stack_neuron_results(),
+    lambda cache: cache.get_neuron_results(0),
+    lambda cache: cache.get_full_resid_decomposition(),
+]
+
+
+@pytest.mark.parametrize("parts", REFUSED_PARTS)
+@pytest.mark.parametrize("places", ["post", "both"])
+def test_parts_of_what_a_norm_comes_after_are_refused(parts: Any, places: str) -> None:
+    model = random_model(TransformerConfig(n_layers=2, n_heads=2, d_model=8, d_vocab=11, n_ctx=8, norm_places=places))
+    _, cache = cached(model, torch.tensor([[1, 2, 3]]))
+    with pytest.raises(LabError, match="normalises what attention and MLPs write"):
+        parts(cache)
+    close(cache.decompose_resid(1, apply_ln=True).sum(0), model.blocks[1].ln1(cache["resid_pre", 1]) - bias_of(model))
+
+
+def bias_of(model: GPT) -> Any:
+    """What the norm before block 1 adds, if there is one."""
+    return getattr(model.blocks[1].ln1, "b", 0.0)
+
+
+def test_shares_of_capped_logits_are_refused() -> None:
+    cfg = TransformerConfig(n_layers=1, n_heads=2, d_model=8, d_vocab=11, n_ctx=8, output_logits_soft_cap=5.0)
+    _, cache = cached(random_model(cfg), torch.tensor([[1, 2, 3]]))
+    with pytest.raises(LabError, match=r"caps its logits \(output_logits_soft_cap=5.0\)"):
+        cache.logit_attrs(cache.decompose_resid(), 3)

@@ -119,7 +119,7 @@ class TestRotary:
         q, k = draw(1, 1, 2, 8, seed=seed), draw(1, 1, 2, 8, seed=seed + 1)
 
         def score(at: int) -> Tensor:
-            turns = [rotary.rotation(torch.tensor([[position]])) for position in (at + 3, at)]
+            turns = [rotary.rotation(torch.tensor([[position]]), torch.float32) for position in (at + 3, at)]
             return (rotary(q, turns[0]) * rotary(k, turns[1])).sum(-1)
 
         # Angles are float32 numbers up to 33, so they are known to about 33 * 6e-8.
@@ -129,7 +129,7 @@ class TestRotary:
     def test_a_rotation_keeps_lengths_and_what_lies_beyond_rotary_dim(self, seed: int) -> None:
         rotary = RotaryPositions(self.cfg)
         x = draw(1, 5, 2, 8, seed=seed)
-        turned = rotary(x, rotary.rotation(torch.arange(5)[None]))
+        turned = rotary(x, rotary.rotation(torch.arange(5)[None], torch.float32))
         torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=0)
         assert torch.equal(turned[..., 4:], x[..., 4:])
         assert torch.equal(turned[:, 0], x[:, 0])
@@ -138,7 +138,7 @@ class TestRotary:
         rotary = RotaryPositions(self.cfg)
         x = torch.zeros(1, 1, 1, 8, dtype=torch.float64)
         x[..., 0] = 1.0
-        turned = rotary(x, rotary.rotation(torch.tensor([[2]])))[0, 0, 0]
+        turned = rotary(x, rotary.rotation(torch.tensor([[2]]), torch.float32))[0, 0, 0]
         torch.testing.assert_close(
             turned[[0, 2]],
             torch.tensor([2.0, 2.0]).double().cos() * torch.tensor([1.0, 0.0])

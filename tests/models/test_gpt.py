@@ -266,7 +266,7 @@ class TestPrecision:
             assert normalized.dtype == torch.float32
             wide = model.ln_final.double()(stream.double()) if cfg.normalization_type == "RMS" else None
             if wide is not None:
-                torch.testing.assert_close(normalized * model.ln_final.w.float(), wide.float(), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(normalized * model.ln_final.gain.float(), wide.float(), atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @given(
@@ -314,10 +314,11 @@ class TestConstruction:
             kv = head // group
             close(cache["k", 0][:, :, kv], normalized @ model.W_K[0, kv] + model.b_K[0, kv])
             close(cache["v", 0][:, :, kv], normalized @ model.W_V[0, kv] + model.b_V[0, kv])
-        close(cache["attn_out", 0], torch.einsum("bphd,hdm->bpm", cache["z", 0], model.W_O[0]) + model.b_O[0])
+        heads = torch.einsum("bphd,hdm->bpm", cache["z", 0], model.W_O[0])
+        close(cache["attn_out", 0], block.ln1_post(heads + model.b_O[0]))
         if not cfg.attn_only:
-            close(cache["mlp_out", 0], cache["post", 0] @ model.W_out[0] + model.b_out[0])
-        close(cache["hook_embed"], model.W_E[tokens])
+            close(cache["mlp_out", 0], block.ln2_post(cache["post", 0] @ model.W_out[0] + model.b_out[0]))
+        close(cache["hook_embed"], model.W_E[tokens] * (cfg.embed_scale or 1.0))
         if cfg.positional_embedding_type in ("learned", "sinusoidal"):
             close(cache["hook_pos_embed"][0], model.W_pos[: tokens.shape[1]])
 

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from interp.errors import LabError
 from models import GPT, TransformerConfig, load
 from models.pretrained import places, zoo_names
+from models.pretrained.gemma import GEMMA3
+from models.rotary_scaling import RotaryScaling
 from models.tokenizers import characters
 
 TINY: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_vocab": 7, "n_ctx": 6, "seed": 0}
@@ -361,9 +363,14 @@ def test_a_gpt2_that_the_lab_does_not_compute_is_refused(exported: Path, changes
     ("changes", "said"),
     [
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_type='llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
-        ({"model_type": "mistral", "sliding_window": 4}, "window of 4 of 6"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "rope_type='longrope'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate=False"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale=0.7"),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "'chunked_attention'"),
+        ({"model_type": "gemma3"}, "model_type='gemma3'"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
     ],
 )
 def test_a_llama_that_the_lab_does_not_compute_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -372,6 +379,30 @@ def test_a_llama_that_the_lab_does_not_compute_is_refused(tmp_path: Path, change
     message = message_of(directory)
     assert said in message
     assert "transformer-lens" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, "factor=-1.0"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "no sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 0}, "window_size=0"),
+    ],
+)
+def test_positions_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    directory = tiny(**OTHER_SHAPES["llama"]).export(tmp_path / "x")
+    change_config(directory, **changes)
+    assert said in message_of(directory)
+
+
+@pytest.mark.parametrize("window", [6, 100])
+def test_a_window_as_long_as_the_context_changes_nothing(tmp_path: Path, window: int) -> None:
+    original = tiny(**OTHER_SHAPES["llama"])
+    directory = original.export(tmp_path / "x")
+    change_config(directory, model_type="mistral", sliding_window=window)
+    assert torch.equal(load(directory)(TOKENS), original(TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -388,6 +419,18 @@ def test_the_rotary_base_is_found_wherever_a_config_keeps_it(tmp_path: Path, cha
     directory = original.export(tmp_path / "x")
     change_config(directory, **changes)
     assert torch.equal(load(directory)(TOKENS), original(TOKENS))
+
+
+def test_gemma_3_reads_both_forms_of_its_two_kinds_of_angles() -> None:
+    sizes = {"num_hidden_layers": 7, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 8}
+    rest = sizes | {"vocab_size": 9, "max_position_embeddings": 16}
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    before = {"rope_theta": 1e5, "rope_local_base_freq": 50.0, "rope_scaling": scaling, "sliding_window_pattern": 3}
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+    angles = {"full_attention": scaling | {"rope_theta": 1e5}, "sliding_attention": {"rope_theta": 50.0}}
+    cfg = GEMMA3.read_config(rest | before)
+    assert cfg == GEMMA3.read_config(rest | {"rope_parameters": angles, "layer_types": kinds})
+    assert (cfg.rotary_base, cfg.rotary_base_local, cfg.rotary_scaling) == (1e5, 50.0, RotaryScaling("linear", 8.0))
 
 
 def test_a_later_format_is_refused(native: Path) -> None:
