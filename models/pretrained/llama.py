@@ -98,7 +98,9 @@ def read_config(config: Mapping[str, Any]) -> TransformerConfig:
         window = config["sliding_window"]
     angles = rotary_entries(config)
     require(angles, {"partial_rotary_factor": 1.0})
-    layers = local_layers(config, lambda layer: window is not None, window)
+    n_ctx = wanted(config, "max_position_embeddings")
+    hides = window is not None and window < n_ctx  # a window as long as the context hides nothing
+    layers = local_layers(config, lambda layer: hides, window)
     return TransformerConfig(**shape(config), **rotary(angles, config), **layers)
 
 
