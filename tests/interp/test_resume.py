@@ -197,6 +197,25 @@ def test_saves_are_made_while_it_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert counts == sorted(set(counts))
 
 
+def test_a_save_that_breaks_off_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sweep.safetensors"
+    with monkeypatch.context() as patched:
+        stop_after(4, patched)
+        with pytest.raises(Stopped):
+            sweep.run(model(), PAIRS, ROWS, budget=small_budget(), out=path)
+    before = path.read_bytes()
+
+    def break_off(tensors: Any, file: str | Path, **_: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise Stopped
+
+    monkeypatch.setattr("safetensors.numpy.save_file", break_off)
+    with pytest.raises(Stopped):
+        sweep.run(model(), PAIRS, ROWS, out=path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,14 @@ def test_every_layer_and_position_of_every_kind_of_site_is_the_naive_loops(kind:
         assert_same(sweep.run(net, prompts, rows).values, expected)
 
 
+def test_the_stream_after_a_layer_is_edited_before_the_stream_at_the_next() -> None:
+    """They are one tensor, at two hook points in a row; a row may name them in any order."""
+    steps = torch.arange(8, dtype=torch.float64)
+    after, at = edits.add(Site("resid_post", 0), steps), edits.project_out(Site("resid_pre", 1), steps)
+    rows, prompts = [[after, at], [at, after]], random_pairs(1)
+    assert_same(sweep.run(model(), prompts, rows).values, naive(model(), prompts, rows, metrics.logit_diff))
+
+
 def test_a_number_that_an_edit_makes_undefined_is_undefined_in_both() -> None:
     prompts = random_pairs(1)
     rows = [[edits.zero(Site("ln1.scale", 1))], [edits.zero(Site("ln_final.scale", pos=-1))]]
