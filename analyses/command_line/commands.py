@@ -17,6 +17,7 @@ from analyses.command_line.options import (
     Output,
     Pairs,
     axis_names,
+    compared_model_options,
     metric_option,
     misuse,
     model_options,
@@ -210,29 +211,32 @@ def heads(chosen: ModelChoice, n: int, length: int | None, seed: int, top: int, 
 
 
 @click.command()
-@model_options
+@compared_model_options
+@click.argument("other", metavar="B")
+@click.option("--other-backend", type=BACKEND, default="native", show_default=True, help="Of B.")
+@click.option("--other-revision", help="A version of B's weights.")
 @prompt_options
-@click.option("--with", "other", help="The other model.  [default: the same]")
-@click.option("--with-backend", type=BACKEND, default="native", show_default=True)
-@click.option("--with-revision", help="A version of the other model's weights.")
 @top_option
 @output_options(*RESULT_FILES)
 def compare(
     chosen: ModelChoice,
+    other: str,
+    other_backend: str,
+    other_revision: str | None,
     prompt: OnePrompt,
-    other: str | None,
-    with_backend: str,
-    with_revision: str | None,
     top: int,
     output: Output,
 ) -> None:
-    """Two models on the same tokens: where their activations part, and how far their predictions are."""
+    """Two models on the same tokens: where their activations part, and how far their predictions are.
+
+    A and B are zoo models, directories or hub ids; --backend and --revision are of A.
+    """
     from analyses import compare as compare_models
     from analyses.command_line.tables import deliver
     from analyses.command_line.views import comparison_view
 
     model = chosen.load()
-    second = replace(chosen, model=other or chosen.model, backend=with_backend, revision=with_revision).load()
+    second = replace(chosen, model=other, backend=other_backend, revision=other_revision).load()
     found = _with_task(compare_models(model, second, prompt.read(model)), prompt)
     deliver(output, found.to_dict(), comparison_view(found, top), found)
 

@@ -259,6 +259,7 @@ def _bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[
 
 
 model_options = _bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
+compared_model_options = _bundle(ModelChoice, "chosen", click.argument("model", metavar="A"), *_MODEL[1:], _BACKEND)
 native_model_options = _bundle(ModelChoice, "chosen", *_MODEL)
 pairs_options = _bundle(Pairs, "prompts", *_PAIRS)
 prompt_options = _bundle(OnePrompt, "prompt", *_ONE_PROMPT)

@@ -158,9 +158,9 @@ def test_heads_ranks_heads_in_three_roles(town: Path) -> None:
 
 
 def test_a_model_does_not_differ_from_itself(town: Path) -> None:
-    found = document("compare", "--model", town, "--prompt", "When Mary and John")
+    found = document("compare", town, town, "--prompt", "When Mary and John")
     assert max(found["relative"]) == 0
-    assert "no hook point differs" in interp("compare", "--model", town).stdout
+    assert "no hook point differs" in interp("compare", town, town).stdout
 
 
 def test_hooks_lists_every_point_with_its_shape(town: Path) -> None:
