@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.labels import position_labels
-from interp import metrics, provenance, sweep
+from interp import files, metrics, provenance, sweep
 from interp.contract import HookedModel
 from interp.edits import Edit, replace
 from interp.errors import LabError, choose
@@ -109,6 +109,8 @@ def activation_patching(
     Raises:
         LabError: an unknown site, metric, direction or axis, prompts that the model cannot take, and as `sweep.run`.
     """
+    if out is not None:
+        files.check_writable(out)
     work = _prepare(model, pairs, site, metric, direction, by)
     found = sweep.run(model, work.runs, work.rows, work.metric, budget, out, progress)
     unpatched, raw = found.base, found.values.reshape(*work.shape, len(pairs))

@@ -20,7 +20,7 @@ from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
 from models.config import TransformerConfig
 from models.embedding import soft_capped
-from models.norm import RMSNorm
+from models.norm import RMSNorm, WidthNorm
 from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
@@ -135,8 +135,8 @@ class Attention(nn.Module):
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
         if cfg.qk_norm is not None:
             whole = cfg.qk_norm == "width"
-            self.q_norm = RMSNorm(cfg, width if whole else cfg.head_size)
-            self.k_norm = RMSNorm(cfg, kv_width if whole else cfg.head_size)
+            self.q_norm = WidthNorm(cfg, width) if whole else RMSNorm(cfg, cfg.head_size)
+            self.k_norm = WidthNorm(cfg, kv_width) if whole else RMSNorm(cfg, cfg.head_size)
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
         self.hook_z = HookPoint()
         self.hook_result = HookPoint(on_demand=True)
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         """From queries, keys and values to what is written to the stream."""
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         if self.cfg.qk_norm is not None:
-            q, k = self._normalized(self.q_norm, q), self._normalized(self.k_norm, k)
+            q, k = self.q_norm(q), self.k_norm(k)
         n_new = k.shape[1]
         if self.rotary is not None:
             turned = rotation if finish is None or rotation is None else at_positions(rotation, finish)
@@ -210,13 +210,6 @@ class Attention(nn.Module):
             return fused_attention(q, k, v, mask, cfg.causal and n_queries == n_keys, cfg.attn_scale)
         scores = self.hook_attn_scores(attention_scores(q, k, mask, cfg.attn_scale, cfg.attn_scores_soft_cap))
         return mix_values(self.hook_pattern(scores.softmax(-1)), v)
-
-    def _normalized(self, norm: RMSNorm, x: Float[Tensor, "batch pos head d_head"]) -> Tensor:
-        """Queries or keys, over each head or over all heads as one vector."""
-        if self.cfg.qk_norm == "head":
-            return norm(x)
-        whole = norm(rearrange(x, "batch pos head d -> batch pos (head d)"))
-        return rearrange(whole, "batch pos (head d) -> batch pos head d", head=x.shape[2])
 
     def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """Each head's z through its part of W_O, summed, plus b_O."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,6 +78,22 @@ class RMSNorm(nn.Module):
         """The same function in one kernel, past the hook points."""
         wide = _at_least_float32(x)
         return F.rms_norm(wide, self.w.shape, self.gain.to(wide.dtype), self.eps).to(x.dtype)
+
+
+class WidthNorm(RMSNorm):
+    """RMS norm of queries or keys over all heads as one vector (OLMo 2, arXiv:2501.00656).
+
+    hook_scale: [batch pos 1 1]; hook_normalized: [batch pos head d_head].
+    """
+
+    def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
+            whole = self.unhooked(rearrange(x, "batch pos head d -> batch pos (head d)"))
+            return rearrange(whole, "batch pos (head d) -> batch pos head d", head=x.shape[2])
+        wide = _at_least_float32(x)
+        scale = self.hook_scale((wide.pow(2).mean((-2, -1), keepdim=True) + self.eps).sqrt())
+        gain = rearrange(self.gain, "(head d) -> head d", head=x.shape[2])
+        return (self.hook_normalized(wide / scale) * gain).to(x.dtype)
 
 
 class NoNorm(nn.Module):

@@ -66,9 +66,10 @@ def run_climb(base: BaseRun, rows: Sequence[Row], climb: Climb, metric: AnyMetri
         if now > before:
             newcomers = base.stream(step)[prompts[before:now], start:]
             stream = torch.cat([stream, newcomers]) if before else newcomers
-        for part, edit in edits[step]:
-            if edit.site.kind in ENTRY:
-                edit.write(stream, part.rows, base.window(part.prompts, start))
+        for kind in ENTRY:
+            for part, edit in edits[step]:
+                if edit.site.kind == kind:
+                    edit.write(stream, part.rows, base.window(part.prompts, start))
         if step == n_layers:
             break
         leaving = finish if climb.ending == FINISH and step == n_layers - 1 else None

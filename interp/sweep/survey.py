@@ -24,13 +24,16 @@ from interp.sweep.base import BaseRun
 
 Row = Sequence[Edit]
 EMBEDDING = -1
-ENTRY = ("resid_pre", "resid_post")
-"""Sites that are the stream between two layers, which can be edited without running a layer."""
+ENTRY = ("resid_post", "resid_pre")
+"""Sites that are the stream between two layers, in the order in which a run passes them: edited without a layer."""
 AFTER_ATTENTION = {
     *("attn_out", "resid_mid", "mlp_in", "ln2.scale", "ln2.normalized"),
-    *("mlp_pre", "mlp_pre_linear", "mlp_post", "mlp_out"),
+    *("mlp_pre", "mlp_pre_linear", "mlp_post", "ln2_post.scale", "ln2_post.normalized", "mlp_out"),
 }
-IN_ATTENTION = {"q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result"}
+IN_ATTENTION = {
+    *("q", "k", "v", "q_norm.scale", "q_norm.normalized", "k_norm.scale", "k_norm.normalized", "rot_q", "rot_k"),
+    *("attn_scores", "pattern", "z", "result", "ln1_post.scale", "ln1_post.normalized"),
+}
 KNOWN = ((), ("q", "k", "v"), ("attn_out",))
 """What a row may know of the layer at which it joins, because its edits come later in the layer."""
 FORKS = {"attn_in", "q_input", "k_input", "v_input"}

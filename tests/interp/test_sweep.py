@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ def model() -> GPT:
 def test_every_layer_and_position_of_every_kind_of_site_is_the_naive_loops(kind: str) -> None:
     """Rows that start everywhere, with a budget that cuts them into small climbs and with none."""
     rotary = TransformerConfig(**SIZES, positional_embedding_type="rotary", normalization_type="RMS", gated_mlp=True)
+    normed = replace(rotary, norm_places="both", qk_norm="width", gated_mlp=False)
     layers = range(2) if KINDS[kind].per_layer else [None]
-    net = next(net for net in (model(), random_model(rotary, 3)) if Site(kind, layers[0]).hook_name in net.hook_dict)
+    nets = (model(), random_model(rotary, 3), random_model(normed, 3))
+    net = next(net for net in nets if Site(kind, layers[0]).hook_name in net.hook_dict)
     prompts = random_pairs(4, (4, 2), "right")
     source = cached(net, prompts)
     rows = [[edits.replace(Site(kind, layer, pos=pos), source)] for layer in layers for pos in range(4)]
