@@ -75,9 +75,9 @@ def attention_scores(
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(wide) / (scale or math.sqrt(q.shape[-1]))  # before the product, where there is less to divide
-    grouped = rearrange(scaled, "b q_pos (kv group) d -> b q_pos kv group d", kv=k.shape[2])
-    scores = einsum(grouped, k.to(wide), "b q_pos kv group d, b k_pos kv d -> b kv group q_pos k_pos")
-    scores = rearrange(scores, "b kv group q_pos k_pos -> b (kv group) q_pos k_pos")
+    grouped = rearrange(scaled, "b q_pos (kv group) d -> b kv (group q_pos) d", kv=k.shape[2])
+    products = grouped @ rearrange(k.to(wide), "b k_pos kv d -> b kv d k_pos")
+    scores = rearrange(products, "b kv (group q_pos) k_pos -> b (kv group) q_pos k_pos", q_pos=q.shape[1])
     scores = soft_capped(scores, soft_cap)
     return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
 
@@ -86,9 +86,9 @@ def mix_values(
     pattern: Float[Tensor, "batch head q_pos k_pos"], v: Float[Tensor, "batch k_pos kv_head d_head"]
 ) -> Float[Tensor, "batch q_pos head d_head"]:
     """Average the values with the pattern's weights."""
-    grouped = rearrange(pattern, "b (kv group) q_pos k_pos -> b kv group q_pos k_pos", kv=v.shape[2])
-    z = einsum(grouped, v.to(pattern.dtype), "b kv group q_pos k_pos, b k_pos kv d -> b q_pos kv group d")
-    return rearrange(z, "b q_pos kv group d -> b q_pos (kv group) d").to(v.dtype)
+    grouped = rearrange(pattern, "b (kv group) q_pos k_pos -> b kv (group q_pos) k_pos", kv=v.shape[2])
+    z = grouped @ rearrange(v.to(pattern.dtype), "b k_pos kv d -> b kv k_pos d")
+    return rearrange(z, "b kv (group q_pos) d -> b q_pos (kv group) d", q_pos=pattern.shape[2]).to(v.dtype)
 
 
 def fused_attention(
