@@ -3,8 +3,10 @@
     share(c) = (centre(c) · gain / scale) · (W_U[right] - W_U[wrong])
 
 with the final norm's scale as it was for the whole stream (Wang et al. 2022, arXiv:2211.00593, §3.1). All parts,
-the norm's bias and b_U among them, sum to the logit difference exactly. Read at each prompt's last token, where
-the answer is predicted; several right or wrong answers are averaged, as the metric `logit_diff` does.
+the norm's bias and b_U among them, sum to the logit difference exactly. Where a norm comes after attention and MLPs
+(Gemma 2, OLMo 2), what a head, a neuron or a bias wrote is its part of that norm's output, its scale held in the same
+way. Read at each prompt's last token, where the answer is predicted; several right or wrong answers are averaged, as
+the metric `logit_diff` does.
 
 Cost: one forward.
 It does not show: what a component does through later ones, which may be all it does.
@@ -26,10 +28,11 @@ from interp import provenance
 from interp.cache import ActivationCache
 from interp.contract import HookedModel
 from interp.errors import LabError
+from interp.held_norms import hold
 from interp.metrics import logit_diff
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
-from interp.shares import check_logits_are_linear, check_parts_reach_the_stream, gain_of
+from interp.shares import check_logits_are_linear, check_parts_reach_the_stream
 
 UNIT = "share of the logit difference"
 
@@ -39,8 +42,8 @@ class AttributionResult(Result):
     """Every part's share of the logit difference, averaged over prompts; the parts sum to `logit_diff`.
 
     values: heads, without the output bias. mlp: each MLP with its bias. other: what is neither, labelled "embed",
-    "pos_embed", "b_O" (all attention output biases), "ln_final.b", "b_U". by_prompt: the heads' shares in every
-    prompt. logit_diff: measured on the logits, per prompt.
+    "pos_embed", "b_O" (all attention output biases, with those of norms after attention), "ln_final.b", "b_U".
+    by_prompt: the heads' shares in every prompt. logit_diff: measured on the logits, per prompt.
     """
 
     title = "Head attribution"
@@ -89,7 +92,7 @@ def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> Attributio
     Raises:
         LabError: prompts that the model cannot take, or a model whose parts' shares do not add up (`interp.shares`).
     """
-    pairs, logits, cache = _last_token_run(model, pairs, ("hook_z", "hook_mlp_out", "embed", "ln_final.hook_scale"))
+    pairs, logits, cache = _last_token_run(model, pairs, ("hook_z", "hook_mlp_out", "embed"))
     direction = _direction(model, pairs)
     with torch.inference_mode():
         heads = _shares(cache, cache.stack_head_results(), direction)
@@ -110,7 +113,7 @@ def head_attribution(model: HookedModel | Any, pairs: PromptPairs) -> Attributio
 def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAttributionResult:
     """Shares of all MLP neurons: `.values[layer, neuron]`. Never holds a neuron's output vector.
 
-    share(neuron) = activation · (W_out[neuron] · read), where `read` is the norm and the answers' direction in one.
+    share(neuron) = activation · (W_out[neuron] · read), where `read` is the norms and the answers' direction in one.
 
     Raises:
         LabError: a model without MLPs or whose parts' shares do not add up (`interp.shares`), or prompts that it
@@ -118,33 +121,33 @@ def neuron_attribution(model: HookedModel | Any, pairs: PromptPairs) -> NeuronAt
     """
     if model.cfg.attn_only:
         raise LabError(f"the model {model.cfg.model_name!r} has no MLPs, so it has no neurons to attribute to.")
-    pairs, _, cache = _last_token_run(model, pairs, ("mlp.hook_post", "ln_final.hook_scale"))
+    pairs, _, cache = _last_token_run(model, pairs, ("mlp.hook_post",))
     direction = _direction(model, pairs)
     with torch.inference_mode():
-        read = _read_direction(model, cache, direction)
-        values = [
-            einsum(
-                cache["mlp_post", layer].to(read), block.mlp.W_out.to(read), read, "b mlp, mlp model, b model -> b mlp"
-            )
-            for layer, block in enumerate(model.blocks)
-        ]
+        stream = _read_direction(model, cache, direction)
+        values = []
+        for layer, block in enumerate(model.blocks):
+            read = _before_post_norm(cache, layer, "mlp", stream)
+            post, W_out = cache["mlp_post", layer].to(read), block.mlp.W_out.to(read)
+            values.append(einsum(post, W_out, read, "b mlp, mlp model, b model -> b mlp"))
     return NeuronAttributionResult(to_numpy(torch.stack(values).mean(1)), provenance=_provenance(model, pairs))
 
 
 def source_attribution(model: HookedModel | Any, pairs: PromptPairs) -> SourceAttributionResult:
     """Heads' shares by source position: `.values[layer, head, pos]`; positions count in the padded batch.
 
-    share(head, j) = A[last, j] · (v_j W_O · read), where `read` is the norm and the answers' direction in one.
+    share(head, j) = A[last, j] · (v_j W_O · read), where `read` is the norms and the answers' direction in one.
 
     Raises:
         LabError: prompts that the model cannot take, or a model whose parts' shares do not add up (`interp.shares`).
     """
-    pairs, _, cache = _last_token_run(model, pairs, ("hook_pattern", "hook_v", "ln_final.hook_scale"))
+    pairs, _, cache = _last_token_run(model, pairs, ("hook_pattern", "hook_v"))
     direction = _direction(model, pairs)
     values = []
     with torch.inference_mode():
-        read = _read_direction(model, cache, direction)
+        stream = _read_direction(model, cache, direction)
         for layer, block in enumerate(model.blocks):
+            read = _before_post_norm(cache, layer, "attn", stream)
             onto = einsum(block.attn.W_O.to(read), read, "head d model, b model -> b head d")
             v = cache["v", layer].to(read)
             v = repeat(v, "b pos kv d -> b pos (kv group) d", group=onto.shape[1] // v.shape[2])
@@ -166,9 +169,10 @@ def _last_token_run(
     pairs.check(model)
     pairs = pairs.to(model.device)
     mask = pairs.mask if pairs.padded else None
+    scales = ("ln_final.hook_scale", "ln1_post.hook_scale", "ln2_post.hook_scale")
     with torch.inference_mode():
         logits, cache = model.run_with_cache(
-            pairs.clean, attention_mask=mask, names_filter=lambda name: name.endswith(endings)
+            pairs.clean, attention_mask=mask, names_filter=lambda name: name.endswith((*endings, *scales))
         )
         rows = torch.arange(len(pairs), device=pairs.last.device)
         tensors = {name: _at_last(name, tensor, rows, pairs.last) for name, tensor in cache.items()}
@@ -193,19 +197,19 @@ def _direction(model: HookedModel | Any, pairs: PromptPairs) -> Float[Tensor, "b
 def _read_direction(
     model: HookedModel | Any, cache: ActivationCache, direction: Float[Tensor, "batch d_vocab"]
 ) -> Float[Tensor, "batch d_model"]:
-    """The vector whose product with a component's output is its share: the norm, seen from the other side.
-
-    centre(c) · gain / scale · u = c · centre(gain · u) / scale, as centring is symmetric.
-    """
+    """The vector whose product with a component's part of the stream is its share: the final norm, seen through."""
     read = direction @ model.W_U.T.to(direction)
-    normalization = model.cfg.normalization_type
-    if normalization is None:
+    if model.cfg.normalization_type is None:
         return read
-    gain = gain_of(model.ln_final)
-    read = read if gain is None else read * gain.to(read)
-    if normalization.startswith("LN"):
-        read = read - read.mean(-1, keepdim=True)
-    return read / cache["ln_final.hook_scale"].to(read)
+    return hold(model, model.ln_final, cache["ln_final.hook_scale"].to(read)).seen_through(read)
+
+
+def _before_post_norm(
+    cache: ActivationCache, layer: int, part: str, read: Float[Tensor, "batch d_model"]
+) -> Float[Tensor, "batch d_model"]:
+    """The vector whose product with what "attn" or "mlp" of a layer computes is its share, given the stream's."""
+    norm = cache.post_norm(layer, part)
+    return read if norm is None else norm.seen_through(read)
 
 
 def _shares(
@@ -224,7 +228,7 @@ def _mlp_shares(model: HookedModel | Any, cache: ActivationCache, direction: Ten
 def _other_shares(
     model: HookedModel | Any, pairs: PromptPairs, cache: ActivationCache, direction: Tensor
 ) -> dict[str, Float[Tensor, "batch"]]:
-    bias = model.accumulated_bias(model.cfg.n_layers, include_mlp_biases=False)
+    bias = cache.output_biases(include_mlp_biases=False)
     vectors = {"embed": cache["hook_embed"]}
     if "hook_pos_embed" in cache:
         vectors["pos_embed"] = cache["hook_pos_embed"]

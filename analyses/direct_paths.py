@@ -11,6 +11,10 @@ MLPs in between that are not frozen pass it on, the lowest first:
 
     δ <- δ + mlp(ln2(stream + δ)) - mlp(ln2(stream))
 
+Where a norm comes after attention (Gemma 2, OLMo 2), a head's change d = (z' - z) W_O[h] goes through it, all other
+heads as they were: δ = ln1_post(attn + d) - ln1_post(attn), attn being what all heads and b_O add up to; `mlp` above
+then stands for ln2_post(mlp(·)).
+
 All of this is position by position. A *point* numbers the places where the stream can be read: 2l is the input of layer
 l, 2l + 1 lies between its attention and its MLP, and 2 n_layers is the end.
 """
@@ -27,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
+from interp.shares import norms_what_is_written
 from interp.sites import Site
 
 Deltas = Float[Tensor, "sender prompt pos d_model"]
@@ -98,9 +103,12 @@ class DirectPaths:
         name, heads = senders[0].hook_name, [site.head for site in senders]
         change = _wide(self.other[name]) - _wide(self.run[name])
         if senders[0].kind == "z":
-            W_O = self.model.blocks[senders[0].layer].attn.W_O[heads].to(change)
-            mixed = change[:, :, heads]
+            block = self.model.blocks[senders[0].layer]
+            W_O, mixed = block.attn.W_O[heads].to(change), change[:, :, heads]
             delta = einsum(mixed, W_O, "prompt pos head d_head, head d_head model -> head prompt pos model")
+            if norms_what_is_written(self.model):
+                attn = _before_post_norm(block, self.run[name])
+                delta = _change(lambda written: _normed(self.model, block.ln1_post, written), attn, delta)
         else:
             delta = rearrange(change, "prompt pos model -> 1 prompt pos model")
         return torch.where(self.chosen[..., None], delta, 0.0)
@@ -133,7 +141,8 @@ class DirectPaths:
         def mlp(stream: Tensor) -> Tensor:
             normed = _normed(self.model, block.ln2, stream).to(self.model.dtype)
             batch, sizes = pack([normed], "* pos model")
-            return unpack(block.mlp(batch), sizes, "* pos model")[0].to(stream)
+            written = unpack(block.mlp(batch), sizes, "* pos model")[0].to(stream)
+            return _normed(self.model, block.ln2_post, written) if norms_what_is_written(self.model) else written
 
         return mlp
 
@@ -142,8 +151,8 @@ def check_closed_form(model: Any, tokens: Int[Tensor, "1 pos"], receivers: Itera
     """Hold the arithmetic above to the model's own run of one prompt.
 
     Raises:
-        LabError: the model lacks a hook point or a weight, or something lies between its parts that is not in the
-            formulas, such as a norm on what attention writes or on the queries; hooks that edit are attached to it.
+        LabError: the model lacks a hook point or a weight, something lies between its parts that is not in the
+            formulas, such as a factor on what attention writes, or hooks that edit are attached to it.
     """
     cfg = model.cfg
     editing = [name for name, point in model.hook_dict.items() if point.has_hooks() and not point.is_only_read()]
@@ -173,8 +182,9 @@ def check_closed_form(model: Any, tokens: Int[Tensor, "1 pos"], receivers: Itera
 
 def _check_layer(model: Any, layer: int, values: Sequence[Tensor]) -> None:
     pre, z, *written, post = map(_wide, values)
-    attn = model.blocks[layer].attn
-    heads = einsum(z, _wide(attn.W_O), "b pos head d_head, head d_head model -> b pos model") + _wide(attn.b_O)
+    heads = _before_post_norm(model.blocks[layer], z)
+    if norms_what_is_written(model):
+        heads = _normed(model, model.blocks[layer].ln1_post, heads)
     _check_close(model, heads, written[0], f"what the heads of layer {layer} write does not add up to attn_out")
     _check_close(model, sum(written, pre), post, f"the stream after layer {layer} is not the sum of what was written")
 
@@ -185,6 +195,12 @@ def _check_read(model: Any, kind: str, layer: int, stream: Tensor, expected: Ten
     normed = _normed(model, block.ln1, _wide(stream))
     found = einsum(normed, weight, "b pos model, head model d_head -> b pos head d_head") + bias
     _check_close(model, found, expected, f"the {kind} of layer {layer} is not W ln1(stream) + b")
+
+
+def _before_post_norm(block: Any, z: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "prompt pos d_model"]:
+    """What the heads and b_O add up to."""
+    attn, z = block.attn, _wide(z)
+    return einsum(z, attn.W_O.to(z), "b pos head d_head, head d_head model -> b pos model") + attn.b_O.to(z)
 
 
 def _check_close(model: Any, found: Tensor, expected: Tensor, problem: str) -> None:

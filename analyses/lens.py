@@ -191,7 +191,7 @@ def _at_least_float32(logits: Float[Tensor, "*axes d_vocab"]) -> Float[Tensor, "
 
 def _is_read(name: str, component: str) -> bool:
     wanted = {"attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "result": "attn.hook_z"}[component]
-    return name.endswith(wanted) or name == "ln_final.hook_scale"
+    return name.endswith((wanted, "ln1_post.hook_scale")) or name == "ln_final.hook_scale"
 
 
 def _components(cache: ActivationCache, component: str) -> tuple[Tensor, Sequence[str]]:

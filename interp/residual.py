@@ -13,8 +13,8 @@ The gain is applied here, so the shares are exact whether or not it was folded i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import einsum, rearrange
@@ -22,27 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import LabError, choose
-from interp.shares import check_logits_are_linear, check_parts_reach_the_stream, gain_of
-
-PosSlice = int | slice | Sequence[int] | None
-Labelled = Iterator[tuple[str, Tensor]]
-MODES = {"all": ("attn_out", "mlp_out"), "attn": ("attn_out",), "mlp": ("mlp_out",)}
+from interp.held_norms import hold
+from interp.residual_parts import MODES, PosSlice, ResidualParts, take
+from interp.shares import check_logits_are_linear, norms_what_is_written
 
 
-class ResidualArithmetic:
+class ResidualArithmetic(ResidualParts):
     """The residual-stream methods of `ActivationCache`; names and arguments are HookedTransformer's.
 
     Shapes are written with a batch axis; without one (`remove_batch_dim`) it is absent throughout. `layer`
     counts what comes before it: `layer=l` stops at the input of block l, and None or -1 takes everything.
     `mlp_input` goes on to the input of block l's MLP. `pos_slice` picks positions, an integer drops the axis.
     """
-
-    if TYPE_CHECKING:
-        model: Any
-        has_batch_dim: bool
-
-        def __getitem__(self, key: Any) -> Tensor: ...
-        def __contains__(self, key: object) -> bool: ...
 
     def accumulated_resid(
         self,
@@ -62,7 +53,7 @@ class ResidualArithmetic:
         stop = self._layer(layer, mlp_input)
         parts = list(self._streams(stop, incl_mid, mlp_input))
         labels = [label for label, _ in parts]
-        stack = torch.stack([_take(tensor, pos_slice) for _, tensor in parts])
+        stack = torch.stack([take(tensor, pos_slice) for _, tensor in parts])
         if apply_ln:
             final = stop == self.model.cfg.n_layers
             stack = self.apply_ln_to_stack(stack, stop, mlp_input, pos_slice, recompute_ln=final)
@@ -102,17 +93,14 @@ class ResidualArithmetic:
         """
         parts = list(self._heads(self._layer(layer)))
         if incl_remainder:
-            parts.append(("remainder", self._remainder(parts, layer)))
+            parts.append(("remainder", self._remainder(parts, self._layer(layer))))
         return self._stack(parts, layer, False, apply_ln, pos_slice, return_labels)
 
     def get_neuron_results(
         self, layer: int, neuron_slice: slice | Sequence[int] | None = None, pos_slice: PosSlice = None
     ) -> Float[Tensor, "*batch_pos d_mlp d_model"]:
-        """What each neuron of one MLP wrote: its activation times its row of W_out."""
-        check_parts_reach_the_stream(self.model)
-        neurons = slice(None) if neuron_slice is None else neuron_slice
-        post = _take(self["mlp_post", layer], pos_slice)[..., neurons]
-        return einsum(post, self.model.blocks[layer].mlp.W_out[neurons], "... mlp, mlp model -> ... mlp model")
+        """What each neuron of one MLP wrote: its activation times its row of W_out, through the norm after, if any."""
+        return self._neuron_parts(layer, neuron_slice, pos_slice)
 
     def stack_neuron_results(
         self,
@@ -129,7 +117,7 @@ class ResidualArithmetic:
         """
         parts = list(self._neurons(self._layer(layer), neuron_slice, pos_slice))
         if incl_remainder:
-            parts.append(("remainder", self._remainder(parts, layer, pos_slice)))
+            parts.append(("remainder", self._remainder(parts, self._layer(layer), pos_slice)))
         return self._stack(parts, layer, False, apply_ln, None, return_labels, scale_pos=pos_slice)
 
     def get_full_resid_decomposition(
@@ -146,17 +134,34 @@ class ResidualArithmetic:
         Float[Tensor, "component batch pos d_model"]; the last label is "bias".
         """
         stop = self._layer(layer, mlp_input)
-        parts = [(label, _take(tensor, pos_slice)) for label, tensor in self._heads(stop, mlp_input)]
+        parts = [(label, take(tensor, pos_slice)) for label, tensor in self._heads(stop, mlp_input)]
         if expand_neurons:
             parts += self._neurons(stop, None, pos_slice)
         else:
             outputs = self._layer_outputs(stop, mlp_input, MODES["mlp"])
-            parts += [(label, _take(tensor, pos_slice)) for label, tensor in outputs]
-        parts += [(label, _take(tensor, pos_slice)) for label, tensor in self._embeddings()]
+            parts += [(label, take(tensor, pos_slice)) for label, tensor in outputs]
+        parts += [(label, take(tensor, pos_slice)) for label, tensor in self._embeddings()]
+        bias = self.output_biases(layer, mlp_input, expand_neurons, pos_slice)
         like = parts[-1][1]
-        bias = self.model.accumulated_bias(stop, self._adds_attention(mlp_input), include_mlp_biases=expand_neurons)
-        parts.append(("bias", bias.expand_as(like)))
+        parts.append(("bias", bias.to(like.dtype).expand_as(like)))
         return self._stack(parts, layer, mlp_input, apply_ln, None, return_labels, scale_pos=pos_slice)
+
+    def output_biases(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        include_mlp_biases: bool = True,
+        pos_slice: PosSlice = None,
+    ) -> Float[Tensor, "*#batch_pos d_model"]:
+        """What the output biases added to the stream before `layer`.
+
+        One vector for all places, but where a norm comes after attention and MLPs one for each.
+        """
+        stop = self._layer(layer, mlp_input)
+        if not norms_what_is_written(self.model):
+            return self.model.accumulated_bias(stop, self._adds_attention(mlp_input), include_mlp_biases)
+        biases = self._normed_biases(stop, mlp_input, include_mlp_biases, pos_slice)
+        return sum(biases, torch.zeros_like(self.model.W_U[:, 0]))
 
     def apply_ln_to_stack(
         self,
@@ -183,16 +188,10 @@ class ResidualArithmetic:
             return residual_stack
         if recompute_ln:
             return getattr(norm, "unhooked", norm)(residual_stack)  # past hooks, which expect the model's own stream
-        if self.model.cfg.normalization_type.startswith("LN"):
-            residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
-        scale = (
-            self["ln_final.hook_scale"] if stop == self.model.cfg.n_layers else self[self._scale_name(stop, mlp_input)]
-        )
+        scale = self[self._scale_name(stop, mlp_input)]
         if batch_slice is not None and self.has_batch_dim:
             scale = scale[batch_slice]
-        gain = gain_of(norm)
-        scaled = residual_stack / _take(scale, pos_slice)
-        return scaled if gain is None else scaled * gain
+        return hold(self.model, norm, take(scale, pos_slice)).part(residual_stack)
 
     def logit_attrs(
         self,
@@ -225,56 +224,6 @@ class ResidualArithmetic:
         constant = constant + b_U[self._ids(tokens)]
         return constant if incorrect_tokens is None else constant - b_U[self._ids(incorrect_tokens)]
 
-    # -- parts, each a (label, tensor) -------------------------------------------------------------------
-
-    def _embeddings(self) -> Labelled:
-        yield "embed", self["hook_embed"]
-        if "hook_pos_embed" in self:
-            yield "pos_embed", self["hook_pos_embed"]
-
-    def _layer_outputs(self, stop: int, mlp_input: bool, kinds: tuple[str, ...]) -> Labelled:
-        for layer in range(stop + self._adds_attention(mlp_input)):
-            if "attn_out" in kinds:
-                yield f"{layer}_attn_out", self["attn_out", layer]
-            if "mlp_out" in kinds and layer < stop and not self.model.cfg.attn_only:
-                yield f"{layer}_mlp_out", self["mlp_out", layer]
-
-    def _streams(self, stop: int, incl_mid: bool, mlp_input: bool) -> Labelled:
-        n_layers = self.model.cfg.n_layers
-        has_mid = not self.model.cfg.attn_only and not self._is_parallel()
-        for layer in range(min(stop + 1, n_layers)):
-            yield f"{layer}_pre", self["resid_pre", layer]
-            if has_mid and ((incl_mid and layer < stop) or (mlp_input and layer == stop)):
-                yield f"{layer}_mid", self["resid_mid", layer]
-        if stop == n_layers:
-            yield "final_post", self["resid_post", n_layers - 1]
-
-    def _heads(self, stop: int, mlp_input: bool = False) -> Labelled:
-        check_parts_reach_the_stream(self.model)
-        for layer in range(stop + self._adds_attention(mlp_input)):
-            if ("result", layer) in self:
-                results = self["result", layer]
-            else:
-                W_O = self.model.blocks[layer].attn.W_O
-                results = einsum(self["z", layer], W_O, "... head d_head, head d_head model -> ... head model")
-            for head, result in enumerate(results.unbind(-2)):
-                yield f"L{layer}H{head}", result
-
-    def _neurons(self, stop: int, neurons: slice | Sequence[int] | None, pos_slice: PosSlice) -> Labelled:
-        for layer in range(0 if self.model.cfg.attn_only else stop):
-            results = self.get_neuron_results(layer, neurons, pos_slice)
-            numbers = range(self.model.cfg.d_mlp)
-            kept = numbers if neurons is None else numbers[neurons] if isinstance(neurons, slice) else neurons
-            for neuron, result in zip(kept, results.unbind(-2), strict=True):
-                yield f"L{layer}N{neuron}", result
-
-    def _remainder(self, parts: list[tuple[str, Tensor]], layer: int | None, pos_slice: PosSlice = None) -> Tensor:
-        stop = self._layer(layer)
-        whole = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
-        return _take(whole, pos_slice) - sum(tensor for _, tensor in parts)
-
-    # -- helpers -----------------------------------------------------------------------------------------
-
     def _stack(
         self,
         parts: list[tuple[str, Tensor]],
@@ -289,27 +238,11 @@ class ResidualArithmetic:
             raise LabError(
                 f"layer={layer} leaves no components to stack; expected 1 to {self.model.cfg.n_layers} or -1."
             )
-        stack = torch.stack([_take(tensor, pos_slice) for _, tensor in parts])
+        stack = torch.stack([take(tensor, pos_slice) for _, tensor in parts])
         if apply_ln:
             positions = pos_slice if scale_pos is None else scale_pos
             stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice=positions)
         return (stack, [label for label, _ in parts]) if return_labels else stack
-
-    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
-        n_layers = self.model.cfg.n_layers
-        stop = n_layers if layer is None or layer == -1 else layer
-        if mlp_input and (self.model.cfg.attn_only or not 0 <= stop < n_layers):
-            raise LabError(f"mlp_input needs a layer that has an MLP, given layer={layer} of {n_layers}.")
-        if not 0 <= stop <= n_layers:
-            raise LabError(f"layer {layer} is out of range; expected 0 to {n_layers}, or -1 for everything.")
-        return stop
-
-    def _is_parallel(self) -> bool:
-        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
-
-    def _adds_attention(self, mlp_input: bool) -> bool:
-        """Whether the MLP that `mlp_input` asks for reads its own layer's attention output."""
-        return mlp_input and not self._is_parallel()
 
     def _norm(self, layer: int | None, mlp_input: bool) -> Callable[[Tensor], Tensor]:
         if layer is None or layer == self.model.cfg.n_layers:
@@ -323,6 +256,8 @@ class ResidualArithmetic:
         return self.model.cfg.normalization_type is None or only_after
 
     def _scale_name(self, layer: int, mlp_input: bool) -> str:
+        if layer == self.model.cfg.n_layers:
+            return "ln_final.hook_scale"
         return f"blocks.{layer}.{'ln2' if mlp_input else 'ln1'}.hook_scale"
 
     def _final_norm_bias(self) -> Tensor:
@@ -339,10 +274,3 @@ class ResidualArithmetic:
         if isinstance(tokens, str):
             tokens = self.model.to_single_token(tokens)
         return torch.as_tensor(tokens, device=self.model.W_U.device)
-
-
-def _take(tensor: Tensor, positions: PosSlice) -> Tensor:
-    if positions is None:
-        return tensor
-    wanted = positions if isinstance(positions, int | slice) else torch.as_tensor(positions, device=tensor.device)
-    return tensor[..., wanted, :]

@@ -1,8 +1,8 @@
 """Whether the shares of components add up in a model, and what its norms multiply with.
 
-A component has a share of the stream or of a logit because all that lies between is a sum or, with the scale of the
-final norm held, linear. A norm on what attention writes mixes its heads by a scale of its own, and a cap on the logits
-is not linear: there shares would not add up, so they are refused.
+A component has a share of the stream or of a logit because all that lies between is a sum or, with the scale of a norm
+held (`interp.held_norms`), linear. A cap on the logits is not linear, and an architecture that is not the lab's own may
+have steps that it does not know: there shares would not add up, so they are refused.
 """
 
 from __future__ import annotations
@@ -24,31 +24,38 @@ def gain_of(norm: Any) -> Float[Tensor, "d_model"] | None:
     return getattr(norm, "w", None) if gain is None else gain
 
 
+def norms_what_is_written(model: Any) -> bool:
+    """Whether a norm lies between what attention and MLPs compute and the stream (`ln1_post`, `ln2_post`)."""
+    return getattr(model.cfg, "norm_places", "pre") != "pre" and model.cfg.normalization_type is not None
+
+
 def check_parts_reach_the_stream(model: Any) -> None:
-    """Refuse to split what attention or an MLP writes where a norm comes after it.
+    """Refuse to split what attention or an MLP writes where the weights do not say what reaches the stream.
 
     Raises:
-        LabError: the model normalises what they write.
+        LabError: the model found a step there that the lab does not know (`model.unaccounted`).
     """
-    cfg = model.cfg
-    places = getattr(cfg, "norm_places", "pre")
-    if places != "pre" and cfg.normalization_type is not None:
+    found = {where: what for where, what in getattr(model, "unaccounted", {}).items() if where != "logits"}
+    if found:
         raise LabError(
-            f"{cfg.model_name!r} normalises what attention and MLPs write (norm_places={places!r}), so a head or a "
-            "neuron has no share of the stream of its own.  Try whole layers (decompose_resid, "
-            "component_lens('attn_out')) or activation_patching, which takes any model."
+            f"in {model.cfg.model_name!r} {'; '.join(found.values())}.  Try whole layers (accumulated_resid) or "
+            "activation_patching, which takes any model."
         )
 
 
 def check_logits_are_linear(model: Any) -> None:
-    """Refuse shares of logits that are capped.
+    """Refuse shares of logits that are capped, or scaled by what the lab does not know.
 
     Raises:
-        LabError: the model caps its logits.
+        LabError: the model caps its logits, or found a step there that the lab does not know (`model.unaccounted`).
     """
     cap = getattr(model.cfg, "output_logits_soft_cap", None)
     if cap is not None and cap > 0:
         raise LabError(
             f"{model.cfg.model_name!r} caps its logits (output_logits_soft_cap={cap}), so components' shares do not "
             "add up to them.  Try logit_lens, which caps them too, or activation_patching, which takes any model."
+        )
+    if unknown := getattr(model, "unaccounted", {}).get("logits"):
+        raise LabError(
+            f"in {model.cfg.model_name!r} {unknown}.  Try activation_patching or ablation, which take any model."
         )

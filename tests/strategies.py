@@ -55,8 +55,8 @@ def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
     return TransformerConfig(**drawn)
 
 
-# What makes a component's share of the stream or the logits undefined.
-ADDITIVE: dict[str, Any] = {"norm_places": "pre", "output_logits_soft_cap": None}
+# A cap on the logits leaves components no share of them.
+ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None}
 
 
 @st.composite

@@ -156,11 +156,24 @@ def test_the_components_shares_sum_to_the_logits(model: GPT, tokens: torch.Tenso
         shares = shares + component_lens(model, tokens, "mlp_out").logits.sum(0)
     with torch.no_grad():
         embeddings = through_the_final_norm(model, cache, rest) @ model.W_U
-        b_O = sum(block.attn.b_O for block in model.blocks).expand_as(rest)
+        b_O = sum(bias_in_the_stream(model, cache, layer, "attn") for layer in range(model.cfg.n_layers))
+        b_O = b_O.expand(1, *rest.shape)[0]
         output_biases = through_the_final_norm(model, cache, b_O) @ model.W_U
         constant = getattr(model.ln_final, "b", torch.zeros(model.cfg.d_model, dtype=torch.float64)) @ model.W_U
         close(shares + (embeddings + constant + model.b_U).numpy(), logits[0])
         close(component_lens(model, tokens).logits.sum(0), heads + output_biases.numpy())
+
+
+def bias_in_the_stream(model: GPT, cache: Any, layer: int, part: str) -> Any:
+    """What an output bias adds to the streams [batch pos d_model] or, where no norm comes after it, [d_model]."""
+    block = model.blocks[layer]
+    bias, name = (block.attn.b_O, "ln1_post") if part == "attn" else (block.mlp.b_out, "ln2_post")
+    if model.cfg.norm_places == "pre" or model.cfg.normalization_type is None:
+        return bias
+    if model.cfg.normalization_type == "LN":
+        bias = bias - bias.mean()
+    norm = getattr(block, name)
+    return bias / cache[f"blocks.{layer}.{name}.hook_scale"] * norm.gain + getattr(norm, "b", 0.0)
 
 
 def through_the_final_norm(model: GPT, cache: Any, vectors: torch.Tensor) -> torch.Tensor:
@@ -196,9 +209,10 @@ def test_padding_brings_no_head_anything(model: GPT, pairs: PromptPairs) -> None
 @given(models(attn_only=False, **ADDITIVE), pairs())
 def test_neurons_sum_to_the_mlps_without_their_biases(model: GPT, pairs: PromptPairs) -> None:
     result = head_attribution(model, pairs)
-    _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.mask, names_filter=lambda n: "ln_final" in n)
+    _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.mask, names_filter=lambda n: "scale" in n)
     with torch.no_grad():
-        biases = [bias_share(model, cache, pairs, block.mlp.b_out) for block in model.blocks]
+        layers = range(model.cfg.n_layers)
+        biases = [bias_share(model, cache, pairs, bias_in_the_stream(model, cache, n, "mlp")) for n in layers]
     close(neuron_attribution(model, pairs).values.sum(-1), result.mlp - np.array(biases))
 
 
@@ -206,7 +220,7 @@ def bias_share(model: GPT, cache: Any, pairs: PromptPairs, bias: torch.Tensor) -
     """A bias's share of the mean logit difference, prompt by prompt and answer by answer."""
     shares = []
     for prompt, last in enumerate(pairs.last.tolist()):
-        vector = bias
+        vector = bias if bias.ndim == 1 else bias[prompt, last]
         if model.cfg.normalization_type == "LN":
             vector = vector - vector.mean()
         if model.cfg.normalization_type is not None:

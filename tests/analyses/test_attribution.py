@@ -165,7 +165,7 @@ def test_the_result_is_a_page() -> None:
 
 @pytest.mark.parametrize(
     ("feature", "said"),
-    [({"norm_places": "both"}, "normalises what attention"), ({"output_logits_soft_cap": 5.0}, "caps its logits")],
+    [({"output_logits_soft_cap": 5.0}, "Try logit_lens, which caps them too")],
 )
 @pytest.mark.parametrize("analysis", [head_attribution, neuron_attribution, source_attribution])
 def test_where_shares_do_not_add_up_there_are_none(analysis: Any, feature: dict[str, Any], said: str) -> None:

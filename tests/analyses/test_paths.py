@@ -136,7 +136,7 @@ def assert_three_passes(result: PathPatchingResult, expected: torch.Tensor) -> N
 
 @pytest.mark.usefixtures("unchecked")  # for speed: hundreds of tiny forwards; other tests check annotations
 @given(
-    models(norm_places="pre"),
+    models(),
     pairs(max_pos=5),
     SEEDS,
     st.sampled_from(["noise", "denoise"]),
@@ -273,6 +273,22 @@ def test_heads_that_were_no_senders_are_not_numbers() -> None:
     np.testing.assert_array_equal(grid[1], result.values[:4, 0])
 
 
+@pytest.mark.parametrize("norm", ["LN", "RMS"])
+@pytest.mark.parametrize("places", ["post", "both"])
+def test_a_norm_after_attention_and_mlps_is_part_of_the_path(norm: str, places: str) -> None:
+    """A head's change goes through it with its scale computed anew, as the three passes do."""
+    cfg = TransformerConfig(**SIZES | {"n_layers": 2}, normalization_type=norm, norm_places=places)
+    model, given = random_model(cfg, seed=8), random_pairs(8, (4, 3))
+    everywhere, receivers = given.mask, ["logits", Site("q", 1, 2), Site("mlp_in", 1)]
+    senders = [Site("z", layer, head) for layer in range(2) for head in (0, 3)]
+    for freeze_mlps in (True, False):
+        found = path_patching(model, given, receivers, senders, freeze_mlps=freeze_mlps, normalize=False)
+        naive = ThreePasses.of(model, given, "noise", freeze_mlps, everywhere, metrics.logit_diff)
+        rows = [torch.stack([naive.effect(sender, receiver) for receiver in receivers]) for sender in senders]
+        assert_three_passes(found, torch.stack(rows))
+        assert np.abs(found.values[:2]).min() > 1e-6
+
+
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_one_is_the_whole_way_to_the_other_run(direction: str) -> None:
     """With no norm and no layer to speak of the embedding's direct path is everything that the answer rests on."""
@@ -283,7 +299,7 @@ def test_one_is_the_whole_way_to_the_other_run(direction: str) -> None:
     np.testing.assert_allclose(result.values, 1.0, atol=TOLERANCE)
 
 
-@given(models(norm_places="pre"), pairs(), st.floats(1, 9), st.booleans())
+@given(models(), pairs(), st.floats(1, 9), st.booleans())
 def test_the_budget_changes_nothing(model: GPT, pairs: PromptPairs, times: float, freeze_mlps: bool) -> None:
     receivers = ["logits", Site("q", model.cfg.n_layers - 1), Site("v", 0)]
     whole = path_patching(model, pairs, receivers, freeze_mlps=freeze_mlps, normalize=False)

@@ -46,6 +46,21 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
+def bias_in_the_stream(cache: ActivationCache, layer: int, part: str, pos: Any) -> Any:
+    """What the output bias of "attn" or "mlp" adds to the stream: through the norm after it, as that was, if any."""
+    block, cfg = cache.model.blocks[layer], cache.model.cfg
+    bias, norm, name = {"attn": (block.attn.b_O, block.ln1_post, "ln1_post")}.get(part) or (
+        block.mlp.b_out,
+        block.ln2_post,
+        "ln2_post",
+    )
+    if cfg.norm_places == "pre" or cfg.normalization_type is None:
+        return bias
+    if cfg.normalization_type == "LN":
+        bias = bias - bias.mean()
+    return bias / take(cache[f"blocks.{layer}.{name}.hook_scale"], pos) * norm.gain + getattr(norm, "b", 0.0)
+
+
 @st.composite
 def layers(draw: st.DrawFn, model: GPT) -> int:
     return draw(st.integers(1, model.cfg.n_layers), label="layer")
@@ -93,7 +108,7 @@ class TestSums:
         heads = [f"L{i}H{h}" for i in range(layer) for h in range(model.cfg.n_heads)]
         assert labels == [*heads, "remainder"]
         close(parts.sum(0), take(stream_before(cache, layer), pos))
-        in_last = parts[-1 - model.cfg.n_heads : -1].sum(0) + model.blocks[layer - 1].attn.b_O
+        in_last = parts[-1 - model.cfg.n_heads : -1].sum(0) + bias_in_the_stream(cache, layer - 1, "attn", pos)
         close(in_last, take(cache["attn_out", layer - 1], pos))
 
     @given(configs(attn_only=False, **ADDITIVE), token_batches(), POSITIONS, st.data())
@@ -108,7 +123,8 @@ class TestSums:
         assert labels[-2:] == [f"L{layer - 1}N{cfg.mlp_size - 1}", "remainder"]
         close(parts.sum(0), take(stream_before(cache, layer), pos))
         results = cache.get_neuron_results(layer - 1, pos_slice=pos)
-        close(results.sum(-2) + model.blocks[layer - 1].mlp.b_out, take(cache["mlp_out", layer - 1], pos))
+        bias = bias_in_the_stream(cache, layer - 1, "mlp", pos)
+        close(results.sum(-2) + bias, take(cache["mlp_out", layer - 1], pos))
         few, few_labels = cache.stack_neuron_results(layer, pos, neuron_slice=[3, 5], return_labels=True)
         assert few_labels[:2] == ["L0N3", "L0N5"]
         close(few[0], parts[3])
@@ -295,27 +311,34 @@ class TestRefusals:
             partial.stack_head_results()
 
 
-REFUSED_PARTS = [
-    lambda cache: cache.stack_head_results(),
-    lambda cache: cache.stack_neuron_results(),
-    lambda cache: cache.get_neuron_results(0),
-    lambda cache: cache.get_full_resid_decomposition(),
-]
+@given(
+    st.sampled_from(["post", "both"]).flatmap(lambda places: models(norm_places=places, **ADDITIVE)),
+    token_batches(),
+    st.data(),
+)
+def test_biases_written_through_norms_count_at_every_place(model: GPT, tokens: Tensor, data: Any) -> None:
+    """Heads, neurons and biases of norms after them sum to the stream, and their shares to the logits."""
+    logits, cache = cached(model, tokens)
+    parts = cache.get_full_resid_decomposition()
+    close(parts.sum(0), cache["resid_post", -1])
+    close(cache.logit_attrs(parts, 3).sum(0) + cache.unembed_bias_attrs(3), logits[..., 3])
+    layer = data.draw(layers(model))
+    expected = [bias_in_the_stream(cache, each, "attn", None) for each in range(layer)]
+    close(
+        cache.output_biases(layer, include_mlp_biases=False) + 0 * cache["resid_pre", 0], sum(expected) + 0 * parts[0]
+    )
 
 
-@pytest.mark.parametrize("parts", REFUSED_PARTS)
-@pytest.mark.parametrize("places", ["post", "both"])
-def test_parts_of_what_a_norm_comes_after_are_refused(parts: Any, places: str) -> None:
-    model = random_model(TransformerConfig(n_layers=2, n_heads=2, d_model=8, d_vocab=11, n_ctx=8, norm_places=places))
+def test_a_step_that_the_lab_does_not_know_leaves_parts_without_shares() -> None:
+    model = random_model(TransformerConfig(n_layers=2, n_heads=2, d_model=8, d_vocab=11, n_ctx=8))
     _, cache = cached(model, torch.tensor([[1, 2, 3]]))
-    with pytest.raises(LabError, match="normalises what attention and MLPs write"):
-        parts(cache)
-    close(cache.decompose_resid(1, apply_ln=True).sum(0), model.blocks[1].ln1(cache["resid_pre", 1]) - bias_of(model))
-
-
-def bias_of(model: GPT) -> Any:
-    """What the norm before block 1 adds, if there is one."""
-    return getattr(model.blocks[1].ln1, "b", 0.0)
+    model.unaccounted = {"heads": "what heads write is not all that attention writes"}
+    for parts in (cache.stack_head_results, cache.stack_neuron_results, cache.get_full_resid_decomposition):
+        with pytest.raises(LabError, match="what heads write is not all"):
+            parts()
+    model.unaccounted = {"logits": "the logits are scaled"}
+    with pytest.raises(LabError, match="the logits are scaled"):
+        cache.logit_attrs(cache.decompose_resid(), 3)
 
 
 def test_shares_of_capped_logits_are_refused() -> None:
