@@ -13,7 +13,7 @@ from interp.kv_cache import LayerCache
 from models.attention import Attention, Mask, Stream, at_positions
 from models.config import TransformerConfig
 from models.mlp import make_mlp
-from models.norm import NoNorm, make_norm
+from models.norm import NoNorm, make_norm, make_post_norm
 
 
 class Block(nn.Module):
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.cfg = cfg
         before, after = cfg.norm_places in ("pre", "both"), cfg.norm_places in ("post", "both")
         self.ln1, self.attn = make_norm(cfg) if before else NoNorm(), Attention(cfg, layer)
-        self.ln1_post = make_norm(cfg) if after else NoNorm()
+        self.ln1_post = make_post_norm(cfg) if after else NoNorm()
         self.hook_resid_pre = HookPoint()
         if cfg.n_kv_heads == cfg.n_heads:
             self.hook_attn_in = HookPoint(on_demand=True)
@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.hook_attn_out = HookPoint()
         if not cfg.attn_only:
             self.ln2, self.mlp = make_norm(cfg) if before else NoNorm(), make_mlp(cfg)
-            self.ln2_post = make_norm(cfg) if after else NoNorm()
+            self.ln2_post = make_post_norm(cfg) if after else NoNorm()
             if not cfg.parallel_attn_mlp:
                 self.hook_resid_mid = HookPoint()
             self.hook_mlp_in = HookPoint(on_demand=True)

@@ -21,7 +21,8 @@ class TransformerConfig:
     d_head: width of a head, by default d_model / n_heads. d_mlp: by default 4 d_model.
     n_key_value_heads: key/value heads shared by groups of query heads (arXiv:2305.13245); None: one each.
     act_fn: of the MLP. gated_mlp: act(gate(x)) * in(x), as in Llama. attn_only: no MLPs.
-    parallel_attn_mlp: attention and MLP read the same stream (GPT-J). normalization_type: "LN", "RMS" or None.
+    parallel_attn_mlp: attention and MLP read the same stream (GPT-J). normalization_type: "LN", "RMS" or None;
+    "LNPre" and "RMSPre" have no gains and biases before what reads the stream (see `models.processing`).
     norm_places: "pre" (what attention and MLP read), "post" (what they write, `ln1_post`, `ln2_post`) or "both".
     norm_gain_offset: added to the gains. embed_scale: of the token vectors.
     positional_embedding_type: "learned", "sinusoidal", "rotary" (first rotary_dim of each head) or "none".
@@ -98,8 +99,10 @@ class TransformerConfig:
         if self.qk_norm is not None:
             choose("qk_norm", self.qk_norm, ("head", "width"))
         self._check_local()
-        if self.normalization_type not in ("LN", "RMS", None):
-            raise LabError(f"normalization_type={self.normalization_type!r}; expected 'LN', 'RMS' or None.")
+        if self.normalization_type not in ("LN", "LNPre", "RMS", "RMSPre", None):
+            raise LabError(
+                f"normalization_type={self.normalization_type!r}; expected 'LN', 'LNPre', 'RMS', 'RMSPre' or None."
+            )
         self._check_sizes()
 
     def _check_types(self) -> None:
@@ -137,7 +140,7 @@ class TransformerConfig:
             raise LabError(f"attn_types={kinds!r}; expected 'global' or 'local' for each of {self.n_layers} layers.")
         if kinds is not None and "local" in kinds and (self.window_size is None or self.attention_dir != "causal"):
             raise LabError("local layers need a window_size and causal attention.")
-        if self.norm_gain_offset and self.normalization_type != "RMS":
+        if self.norm_gain_offset and self.normalization_type not in ("RMS", "RMSPre"):
             raise LabError(f"norm_gain_offset goes with RMS norms; given {self.normalization_type!r}.")
         if self.qk_norm is not None and self.positional_embedding_type != "rotary":
             raise LabError(f"qk_norm goes with rotary positions; given {self.positional_embedding_type!r}.")

@@ -17,33 +17,36 @@ class LayerNorm(nn.Module):
 
     Runs in float32 at least, whatever the model's dtype. hook_scale: sqrt(var + eps) [batch pos 1];
     hook_normalized: (x - mean) / scale, before gain and bias, as HookedTransformer has it [batch pos d_model].
+    folded: without w and b, which are None then.
     """
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    def __init__(self, cfg: TransformerConfig, folded: bool = False) -> None:
         super().__init__()
-        self.eps = cfg.eps
-        self.w = nn.Parameter(torch.ones(cfg.d_model))
-        self.b = nn.Parameter(torch.zeros(cfg.d_model))
+        self.eps, self.width = cfg.eps, cfg.d_model
+        self.w = None if folded else nn.Parameter(torch.ones(cfg.d_model))
+        self.b = None if folded else nn.Parameter(torch.zeros(cfg.d_model))
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
     @property
-    def gain(self) -> Float[Tensor, "d_model"]:
-        """What the normalised stream is multiplied with, in float32 at least."""
-        return _at_least_float32(self.w)
+    def gain(self) -> Float[Tensor, "d_model"] | None:
+        """What the normalised stream is multiplied with, in float32 at least; None where it was folded away."""
+        return None if self.w is None else _at_least_float32(self.w)
 
     def forward(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
             return self.unhooked(x)
         wide = _at_least_float32(x)
         centred = wide - wide.mean(-1, keepdim=True)
-        scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        return (self.hook_normalized(centred / scale) * self.w + self.b).to(x.dtype)
+        scale = self.hook_scale((_mean_square(centred, self.width) + self.eps).sqrt())
+        normalized = self.hook_normalized(centred / scale)
+        return (normalized if self.w is None else normalized * self.w + self.b).to(x.dtype)
 
     def unhooked(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """The same function in one kernel, past the hook points."""
         wide = _at_least_float32(x)
-        return F.layer_norm(wide, self.w.shape, self.w.to(wide.dtype), self.b.to(wide.dtype), self.eps).to(x.dtype)
+        w, b = (None if weight is None else weight.to(wide.dtype) for weight in (self.w, self.b))
+        return F.layer_norm(wide, (self.width,), w, b, self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -51,19 +54,21 @@ class RMSNorm(nn.Module):
 
     offset: 0, or 1 where gains are kept as their distance from 1 (Gemma).
     Runs in float32 at least. hook_scale: sqrt(mean(x²) + eps) [batch pos 1]; hook_normalized: x / scale,
-    before the gain [batch pos d_model].
+    before the gain [batch pos d_model]. folded: without w, which is None then.
     """
 
-    def __init__(self, cfg: TransformerConfig, width: int | None = None) -> None:
+    def __init__(self, cfg: TransformerConfig, width: int | None = None, folded: bool = False) -> None:
         super().__init__()
-        self.eps, self.offset = cfg.eps, cfg.norm_gain_offset
-        self.w = nn.Parameter(torch.full((width or cfg.d_model,), 1.0 - self.offset))
+        self.eps, self.offset, self.width = cfg.eps, cfg.norm_gain_offset, width or cfg.d_model
+        self.w = None if folded else nn.Parameter(torch.full((self.width,), 1.0 - self.offset))
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
     @property
-    def gain(self) -> Float[Tensor, "d_model"]:
-        """What the normalised stream is multiplied with, in float32 at least."""
+    def gain(self) -> Float[Tensor, "d_model"] | None:
+        """What the normalised stream is multiplied with, in float32 at least; None where it was folded away."""
+        if self.w is None:
+            return None
         wide = _at_least_float32(self.w)
         return wide + self.offset if self.offset else wide
 
@@ -71,13 +76,14 @@ class RMSNorm(nn.Module):
         if not (self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
             return self.unhooked(x)
         wide = _at_least_float32(x)
-        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        return (self.hook_normalized(wide / scale) * self.gain).to(x.dtype)
+        scale = self.hook_scale((_mean_square(wide, self.width) + self.eps).sqrt())
+        normalized, gain = self.hook_normalized(wide / scale), self.gain
+        return (normalized if gain is None else normalized * gain).to(x.dtype)
 
     def unhooked(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """The same function in one kernel, past the hook points."""
-        wide = _at_least_float32(x)
-        return F.rms_norm(wide, self.w.shape, self.gain.to(wide.dtype), self.eps).to(x.dtype)
+        wide, gain = _at_least_float32(x), self.gain
+        return F.rms_norm(wide, (self.width,), None if gain is None else gain.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class WidthNorm(RMSNorm):
@@ -92,6 +98,7 @@ class WidthNorm(RMSNorm):
             return rearrange(whole, "batch pos (head d) -> batch pos head d", head=x.shape[2])
         wide = _at_least_float32(x)
         scale = self.hook_scale((wide.pow(2).mean((-2, -1), keepdim=True) + self.eps).sqrt())
+        assert self.gain is not None  # nothing folds the gain of queries and keys
         gain = rearrange(self.gain, "(head d) -> head d", head=x.shape[2])
         return (self.hook_normalized(wide / scale) * gain).to(x.dtype)
 
@@ -109,10 +116,23 @@ Norm = LayerNorm | RMSNorm | NoNorm
 
 
 def make_norm(cfg: TransformerConfig) -> Norm:
-    """The norm that `cfg.normalization_type` names."""
+    """The norm of what is read from the stream, as `cfg.normalization_type` names it."""
+    folded = cfg.normalization_type in ("LNPre", "RMSPre")
     if cfg.normalization_type is None:
         return NoNorm()
-    return LayerNorm(cfg) if cfg.normalization_type == "LN" else RMSNorm(cfg)
+    return LayerNorm(cfg, folded) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg, folded=folded)
+
+
+def make_post_norm(cfg: TransformerConfig) -> Norm:
+    """The norm of what is written to the stream, which has its gain always: nothing follows that would take it."""
+    if cfg.normalization_type is None:
+        return NoNorm()
+    return LayerNorm(cfg) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg)
+
+
+def _mean_square(x: Float[Tensor, "*axes width"], width: int) -> Float[Tensor, "*axes 1"]:
+    """The mean of the squares over the last axis, without a tensor of squares: writing one is what would take time."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / width
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_the_dtype_survives_and_the_device_is_not_saved(dtype: str) -> None:
         ),
         ({"act_fn": "gelu_nwe"}, "unknown activation function 'gelu_nwe'.*closest: 'gelu_new'"),
         ({"positional_embedding_type": "rotory"}, "unknown positional_embedding_type 'rotory'.*closest: 'rotary'"),
-        ({"normalization_type": "BN"}, "normalization_type='BN'; expected 'LN', 'RMS' or None"),
+        ({"normalization_type": "BN"}, "normalization_type='BN'; expected 'LN', 'LNPre', 'RMS', 'RMSPre' or None"),
         ({"attention_dir": "backward"}, "unknown attention_dir 'backward'"),
     ],
 )
