@@ -12,10 +12,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from interp.factored_matrix import FactoredMatrix
 from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
 from models.config import TransformerConfig
@@ -234,6 +235,19 @@ class Attention(nn.Module):
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         return rearrange(self.o.weight, "model (head d) -> head d model", head=self.cfg.n_heads)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q @ W_K^T [head d_model d_model], by which a query weighs keys; shared keys are repeated."""
+        return FactoredMatrix(self.W_Q, self._of_each_head(self.W_K).mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V @ W_O [head d_model d_model], what a head writes of what it reads; shared values are repeated."""
+        return FactoredMatrix(self._of_each_head(self.W_V), self.W_O)
+
+    def _of_each_head(self, weight: Float[Tensor, "kv_head *axes"]) -> Float[Tensor, "head *axes"]:
+        return repeat(weight, "kv ... -> (kv group) ...", group=self.cfg.n_heads // self.cfg.n_kv_heads)
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:

@@ -68,7 +68,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
-        padding_side: str = "right",
+        padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
@@ -213,7 +213,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         return self.embed.W_E.dtype
 
     def _text_input(
-        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str, mask: Tensor | None
+        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
         return tokens, mask if mask is not None else None if bool(real.all()) else real

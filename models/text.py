@@ -23,8 +23,10 @@ class TextMethods:
     """`to_tokens`, `to_string`, `to_str_tokens`, `to_single_token`, and what they share.
 
     prepend_bos: put the start token first; None takes `cfg.default_prepend_bos`. A model without a start token
-    never gets one.
+    never gets one. padding_side: "left" or "right"; None takes `default_padding_side`.
     """
+
+    default_padding_side: str = "right"
 
     if TYPE_CHECKING:
 
@@ -41,7 +43,7 @@ class TextMethods:
         self,
         input: str | list[str],
         prepend_bos: bool | None = None,
-        padding_side: str = "right",
+        padding_side: str | None = None,
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> Tokens:
@@ -56,7 +58,7 @@ class TextMethods:
         self,
         input: str | list[str],
         prepend_bos: bool | None = None,
-        padding_side: str = "right",
+        padding_side: str | None = None,
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> tuple[Tokens, Bool[Tensor, "batch pos"]]:
@@ -65,15 +67,16 @@ class TextMethods:
         Raises:
             LabError: as `to_tokens`.
         """
-        if padding_side not in ("left", "right"):
-            raise LabError(f"padding_side={padding_side!r}; expected 'left' or 'right'.")
+        side = self.default_padding_side if padding_side is None else padding_side
+        if side not in ("left", "right"):
+            raise LabError(f"padding_side={side!r}; expected 'left' or 'right'.")
         texts = [input] if isinstance(input, str) else list(input)
         if not texts:
             raise LabError("an empty list of texts; expected at least one text.")
         rows = [self._encode(text, prepend_bos) for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
-        tokens, mask = pad(rows, self._padding_id(), padding_side)
+        tokens, mask = pad(rows, self._padding_id(), side)
         device = self.device if move_to_device else None
         return tokens.to(device), mask.to(device)
 
@@ -84,15 +87,18 @@ class TextMethods:
             return [self._tokenizer().decode(row.tolist()) for row in ids]
         return self._tokenizer().decode(rearrange(ids, "... -> (...)").tolist())
 
-    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[Any]:
-        """Each token's own text, for a text or a row of ids; for a list of texts or a batch, a list of lists.
+    def to_str_tokens(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
+    ) -> list[Any]:
+        """Each token's own text, for a text or a row of ids; for a list of texts or rows or a batch, a list of lists.
 
-        A batch of one row counts as that row. Without a tokenizer the ids stand for themselves.
+        A batch of one row counts as that row. Without a tokenizer the ids stand for themselves. padding_side: of no
+        effect, since each text is split by itself.
         """
         if isinstance(input, str):
             input = self._encode(input, prepend_bos)
-        elif isinstance(input, list) and input and isinstance(input[0], str):
-            return [self.to_str_tokens(text, prepend_bos) for text in input]
+        elif isinstance(input, list) and input and not isinstance(input[0], int):
+            return [self.to_str_tokens(each, prepend_bos) for each in input]
         ids = torch.as_tensor(input)
         if ids.ndim == 2 and ids.shape[0] > 1:
             return [self.to_str_tokens(row) for row in ids]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from interp.errors import choose
+from interp.factored_matrix import FactoredMatrix, composition_scores
 
 
 class StackedWeights:
@@ -82,6 +86,31 @@ class StackedWeights:
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         return self._stacked("mlp", "b_out")
 
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q @ W_K^T of every head, [layer head d_model d_model]; shared keys are repeated."""
+        return _of_all_layers([block.attn.QK for block in self.blocks])
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V @ W_O of every head, [layer head d_model d_model]; shared values are repeated."""
+        return _of_all_layers([block.attn.OV for block in self.blocks])
+
+    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer_1 head_1 layer_2 head_2"]:
+        """How much of what each head writes reaches the queries ("Q"), keys ("K") or values ("V") of each later head.
+
+        |W_OV · W| / (|W_OV| |W|) in Frobenius norms, with W the later head's W_QK, W_QK^T or W_OV (Elhage et al. 2021);
+        0 where the second head is not in a later layer. Norms between the heads are not counted: fold them first.
+
+        Raises:
+            LabError: an unknown mode.
+        """
+        kinds = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}
+        scores = composition_scores(self.OV, kinds[choose("mode", mode, kinds)]())
+        layers = torch.arange(len(self.blocks), device=scores.device)
+        later = rearrange(layers, "first -> first 1 1 1") < rearrange(layers, "second -> second 1")
+        return torch.where(later, scores, 0.0)
+
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, "d_model"]:
@@ -92,3 +121,7 @@ class StackedWeights:
 
     def _stacked(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+
+def _of_all_layers(matrices: list[FactoredMatrix]) -> FactoredMatrix:
+    return FactoredMatrix(torch.stack([each.A for each in matrices]), torch.stack([each.B for each in matrices]))
