@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from analyses.command_line.kinds import ABLATED, BACKEND, DIRECTION, FILL, SITE, Bytes, Name, OutputFile, Positions
+from analyses.command_line.comparing import compare
+from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
-    DEFAULT_TASK,
+    RESULT_FILES,
     ModelChoice,
     OnePrompt,
     Output,
     Pairs,
     axis_names,
-    compared_model_options,
     metric_option,
     misuse,
     model_options,
@@ -25,10 +25,8 @@ from analyses.command_line.options import (
     pairs_options,
     prompt_options,
     top_option,
+    with_task,
 )
-
-RESULT_FILES = (".html", ".safetensors", ".csv", ".json")
-
 
 def _components() -> tuple[str, ...]:
     from analyses.lens import COMPONENTS
@@ -62,11 +60,11 @@ def lens(
         raise misuse(f"--layer {layer}: {model.cfg.model_name!r} has layers 0 to {model.cfg.n_layers - 1}.")
     row = prompt.read(model)
     if of != "resid":
-        part = _with_task(component_lens(model, row, of), prompt)
+        part = with_task(component_lens(model, row, of), prompt)
         deliver(output, component_document(model, part, top), component_view(model, part, top), part)
         return
     token = None if answer is None else prompt.answer(model, answer)
-    found = _with_task(logit_lens(model, row), prompt)
+    found = with_task(logit_lens(model, row), prompt)
     deliver(output, lens_document(model, found, token, top), lens_view(model, found, layer, token, top), found)
 
 
@@ -115,7 +113,7 @@ def patch(
     found = activation_patching(
         model, pairs, site, metric, direction, normalize=not raw, by=axes, budget=budget, out=resume
     )
-    found = _with_task(found, prompts)
+    found = with_task(found, prompts)
     deliver(output, found.to_dict(), patching_view(found, top), found)
 
 
@@ -156,14 +154,14 @@ def ablate(
     pairs = prompts.read(model)
     found = ablation(model, pairs, of, value, None, metric, positions, budget, out=resume)
     if cumulative is None:
-        found = _with_task(found, prompts)
+        found = with_task(found, prompts)
         deliver(output, found.to_dict(), ablation_view(found, top), found)
         return
     strongest = found.ranking[:cumulative]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "zero ablation")  # said once already
         curve = cumulative_ablation(model, pairs, strongest, of, value, None, metric, positions, budget)
-    curve = _with_task(curve, prompts)
+    curve = with_task(curve, prompts)
     deliver(output, curve.to_dict(), cumulative_view(curve), curve)
 
 
@@ -185,11 +183,11 @@ def attribute(chosen: ModelChoice, prompts: Pairs, by: str, top: int, output: Ou
     model = chosen.load()
     pairs = prompts.read(model)
     if by == "head":
-        parts = _with_task(head_attribution(model, pairs), prompts)
+        parts = with_task(head_attribution(model, pairs), prompts)
         deliver(output, parts.to_dict(), attribution_view(parts, top), parts)
         return
     analysis = {"neuron": neuron_attribution, "source": source_attribution}[by]
-    found = _with_task(analysis(model, pairs), prompts)
+    found = with_task(analysis(model, pairs), prompts)
     deliver(output, found.to_dict(), result_view(found, top), found)
 
 
@@ -208,46 +206,6 @@ def heads(chosen: ModelChoice, n: int, length: int | None, seed: int, top: int, 
 
     found = head_scores(chosen.load(), n=n, length=length, seed=seed)
     deliver(output, found.to_dict(), scores_view(found, top), found)
-
-
-@click.command()
-@compared_model_options
-@click.argument("other", metavar="B")
-@click.option("--other-backend", type=BACKEND, default="native", show_default=True, help="Of B.")
-@click.option("--other-revision", help="A version of B's weights.")
-@prompt_options
-@top_option
-@output_options(*RESULT_FILES)
-def compare(
-    chosen: ModelChoice,
-    other: str,
-    other_backend: str,
-    other_revision: str | None,
-    prompt: OnePrompt,
-    top: int,
-    output: Output,
-) -> None:
-    """Two models on the same tokens: where their activations part, and how far their predictions are.
-
-    A and B are zoo models, directories or hub ids; --backend and --revision are of A.
-    """
-    from analyses import compare as compare_models
-    from analyses.command_line.tables import deliver
-    from analyses.command_line.views import comparison_view
-
-    model = chosen.load()
-    second = replace(chosen, model=other, backend=other_backend, revision=other_revision).load()
-    found = _with_task(compare_models(model, second, prompt.read(model)), prompt)
-    deliver(output, found.to_dict(), comparison_view(found, top), found)
-
-
-def _with_task(result: Any, prompts: Pairs | OnePrompt) -> Any:
-    """The result, its provenance telling which task its prompts were drawn from."""
-    if prompts.prompt:
-        return result
-    known = result.provenance
-    settings = {**known.settings, "task": prompts.task or DEFAULT_TASK}
-    return replace(result, provenance=replace(known, settings=settings, seed=prompts.seed))
 
 
 COMMANDS = (lens, patch, ablate, attribute, heads, compare)

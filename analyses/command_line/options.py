@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DEFAULT_MODEL, DEFAULT_TASK = "town", "ioi"
+DEFAULT_MODEL, DEFAULTtask_option = "town", "ioi"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelChoice:
     device: str | None
     dtype: str | None
     revision: str | None
-    backend: str = "native"
+    backend: str | None = "native"
 
     def load(self) -> Any:
         """The model, by the loader that the program brought (see `analyses.cli`).
@@ -42,7 +42,23 @@ class ModelChoice:
         Raises:
             LabError: there is no such model, it cannot be read, or the device is not there.
         """
-        return click.get_current_context().obj(self)
+        return click.get_current_context().obj.load(self)
+
+    def steps(self) -> list[str]:
+        """The revisions that are earlier checkpoints of the model's training, the first one first.
+
+        Raises:
+            LabError: there is no such model.
+        """
+        return click.get_current_context().obj.steps(self)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """How the program gets models: what `analyses.cli` brings, which alone knows where they come from."""
+
+    load: Callable[[ModelChoice], Any]
+    steps: Callable[[ModelChoice], list[str]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ class Pairs:
         if self.prompt and not self.ids:
             check_text(model)
         if not self.prompt:
-            return tasks.get(self.task or DEFAULT_TASK)(model, n=self.n, seed=self.seed)
+            return tasks.get(self.task or DEFAULTtask_option)(model, n=self.n, seed=self.seed)
         if not self.ids:
             return PromptPairs.from_text(model, self.prompt, self.corrupted, self.right, self.wrong)
         sides = (self.prompt, self.corrupted, self.right, self.wrong)
@@ -135,7 +151,7 @@ class OnePrompt:
         from interp import tasks
 
         if self.prompt is None:
-            pairs = tasks.get(self.task or DEFAULT_TASK)(model, n=1, seed=self.seed)
+            pairs = tasks.get(self.task or DEFAULTtask_option)(model, n=1, seed=self.seed)
             return pairs.clean[0][pairs.mask[0]]
         if not self.ids:
             check_text(model)
@@ -156,6 +172,18 @@ class OnePrompt:
         if not 0 <= token < model.cfg.d_vocab:
             raise LabError(f"the answer {text!r} is not one token id from 0 to {model.cfg.d_vocab - 1}.")
         return token
+
+
+def with_task(result: Any, prompts: Any) -> Any:
+    """The result, its provenance telling which task its prompts were drawn from.
+
+    prompts: `Pairs`, `OnePrompt` or `SomeTexts`.
+    """
+    if prompts.prompt:
+        return result
+    known = result.provenance
+    settings = {**known.settings, "task": prompts.task or DEFAULT_TASK}
+    return replace(result, provenance=replace(known, settings=settings, seed=prompts.seed))
 
 
 def check_not_empty(name: str, texts: tuple[str, ...]) -> None:
@@ -208,30 +236,32 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*names, **settings)
 
 
-_TASK = _option("--task", type=TASK, help=f"Prompts of a task: ioi, greater_than, ...  [default: {DEFAULT_TASK}]")
-_SEED = _option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn.")
-_N = _option(
+task_option = _option("--task", type=TASK, help=f"Prompts of a task: ioi, greater_than, ...  [default: {DEFAULTtask_option}]")
+seed_option = _option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn.")
+n_option = _option(
     "-n", "--n", type=click.IntRange(min=1), default=32, show_default=True, help="How many prompts of the task."
 )
-_IDS = _option("--ids", is_flag=True, help="Prompts and answers are token ids, such as '3 1 2'.")
+ids_option = _option("--ids", is_flag=True, help="Prompts and answers are token ids, such as '3 1 2'.")
 _MODEL = (
     _option("--model", default=DEFAULT_MODEL, show_default=True, help="A zoo model, a directory, or a hub id."),
     _option("--device", type=Device(), help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
     _option("--dtype", type=DTYPE, help="float32, bfloat16, ...  [default: the checkpoint's]"),
     _option("--revision", help="A version of the weights, such as step-400."),
 )
-_BACKEND = _option("--backend", type=BACKEND, default="native", show_default=True, help="native or transformer-lens.")
+_BACKEND = _option(
+    "--backend", type=BACKEND, help="native or transformer-lens.  [default: native where the lab has the code]"
+)
 _PAIRS = (
-    _TASK,
-    _N,
-    _SEED,
+    task_option,
+    n_option,
+    seed_option,
     _option("--prompt", multiple=True, metavar="TEXT", help="A clean prompt; may be given several times."),
     _option("--corrupted", multiple=True, metavar="TEXT", help="Its counterpart, of as many tokens."),
     _option("--right", "--answer", "right", multiple=True, metavar="TOKEN", help="The right answer, as in ' Mary'."),
     _option("--wrong", multiple=True, metavar="TOKEN", help="A wrong answer, as in ' John'."),
-    _IDS,
+    ids_option,
 )
-_ONE_PROMPT = (_TASK, _SEED, _option("--prompt", metavar="TEXT", help="The prompt."), _IDS)
+_ONE_PROMPT = (task_option, seed_option, _option("--prompt", metavar="TEXT", help="The prompt."), ids_option)
 _JSON = _option("--json", "json", is_flag=True, help="One JSON document on stdout, and nothing else there.")
 metric_option = _option(
     "--metric", type=METRIC, default="logit_diff", show_default=True, help="What is measured: logit_diff, prob, kl, ..."
@@ -239,7 +269,7 @@ metric_option = _option(
 top_option = _option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to list.")
 
 
-def _bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """Add options to a command, and hand it their values as one `kind` under `name`."""
 
     def decorate(command: Command) -> Command:
@@ -258,15 +288,15 @@ def _bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[
     return decorate
 
 
-model_options = _bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
-compared_model_options = _bundle(ModelChoice, "chosen", click.argument("model", metavar="A"), *_MODEL[1:], _BACKEND)
-native_model_options = _bundle(ModelChoice, "chosen", *_MODEL)
-pairs_options = _bundle(Pairs, "prompts", *_PAIRS)
-prompt_options = _bundle(OnePrompt, "prompt", *_ONE_PROMPT)
-json_option = _bundle(Output, "output", _JSON)
+model_options = bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
+compared_model_options = bundle(ModelChoice, "chosen", click.argument("model", metavar="A"), *_MODEL[1:], _BACKEND)
+native_model_options = bundle(ModelChoice, "chosen", *_MODEL)
+pairs_options = bundle(Pairs, "prompts", *_PAIRS)
+prompt_options = bundle(OnePrompt, "prompt", *_ONE_PROMPT)
+json_option = bundle(Output, "output", _JSON)
 
 
 def output_options(*suffixes: str) -> Callable[[Command], Command]:
     """--json, and --out for files of these kinds."""
     out = _option("--out", type=OutputFile(*suffixes), help=f"A file to write as well: {', '.join(suffixes)}.")
-    return _bundle(Output, "output", out, _JSON)
+    return bundle(Output, "output", out, _JSON)

@@ -5,19 +5,22 @@ model = load("induction-2l", revision="step-400")       # an earlier checkpoint 
 model = load("checkpoints/mine", dtype="bfloat16")      # what model.save wrote, or a Hugging Face directory
 model = load("gpt2", device="cuda")                     # from the Hugging Face hub
 model = load("gpt2", backend="transformer-lens")        # as TransformerLens's TransformerBridge
+model = load("bigscience/bloom-560m")                   # the same, with a warning: the lab has no code of its own
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from interp.errors import choose
+from interp.errors import LabError, choose
 from models.devices import available, dtype_of
 from models.gpt import GPT
 from models.pretrained import huggingface, native
+from models.pretrained.family import UnsupportedError
 from models.pretrained.places import Checkpoint, locate, zoo_names
 from models.pretrained.tensors import read_json
 from models.tokenizers import NoTokenizerError, Tokenizer
@@ -35,7 +38,7 @@ Dtype = torch.dtype | str | None
 @overload
 def load(
     name_or_path: str | Path,
-    backend: Literal["native"] = ...,
+    backend: Literal["native"] | None = ...,
     device: Device = ...,
     dtype: Dtype = ...,
     revision: str | None = ...,
@@ -50,35 +53,43 @@ def load(
 ) -> Bridge: ...
 @overload
 def load(
-    name_or_path: str | Path, backend: str, device: Device = ..., dtype: Dtype = ..., revision: str | None = ...
+    name_or_path: str | Path, backend: str | None, device: Device = ..., dtype: Dtype = ..., revision: str | None = ...
 ) -> Any: ...
 def load(
     name_or_path: str | Path,
-    backend: str = "native",
+    backend: str | None = None,
     device: Device = None,
     dtype: Dtype = None,
     revision: str | None = None,
 ) -> Any:
-    """A trained model: a directory, a model of the zoo, or a Hugging Face hub id of one of `huggingface.FAMILIES`.
+    """A trained model: a directory, a model of the zoo, or a Hugging Face hub id.
 
     backend: "native" gives the lab's own `GPT`, "transformer-lens" a `models.bridge.Bridge` of the same weights.
+    By default native for the zoo, the lab's own directories and `huggingface.FAMILIES`; what the lab has no code for
+    becomes a `Bridge`, and a warning says so and why.
     device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,
     or "step-400" for a directory that keeps earlier checkpoints.
 
-    Weights come from safetensors and are read one tensor at a time, so memory holds them once. Nothing is unpickled
+    Weights come from safetensors and are read a piece at a time, so memory holds them once. Nothing is unpickled
     and no remote code runs. Without a tokenizer beside the weights the model takes token ids and no text.
 
     Raises:
         LabError: no such model (near misses are named), a device that is not there, files that are missing, corrupt
-            or contradict each other, or an architecture that the backend does not know.
+            or contradict each other, or an architecture that the backend (by default: neither) knows.
     """
-    choose("backend", backend, BACKENDS)
+    if backend is not None:
+        choose("backend", backend, BACKENDS)
     place = available(device)
     precision = None if dtype is None else dtype_of(dtype)
     checkpoint = locate(name_or_path, revision)
     if backend == "transformer-lens":
         return _bridge(checkpoint, place, precision)
-    return _native(checkpoint, place, precision)
+    try:
+        return _native(checkpoint, place, precision)
+    except UnsupportedError as problem:
+        if backend == "native":
+            raise
+        return _bridged_instead(problem, checkpoint, place, precision)
 
 
 def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> GPT:
@@ -93,6 +104,19 @@ def _bridge(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | N
     from models.pretrained import bridged
 
     return bridged.read(checkpoint, _tokenizer(checkpoint.directory), device, dtype)
+
+
+def _bridged_instead(
+    problem: UnsupportedError, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None
+) -> Bridge:
+    """A bridge of what the lab has no code for, and a warning; the error of both ways if TransformerLens has none."""
+    try:
+        huggingface.check_head(read_json(checkpoint.directory / "config.json"))
+        bridge = _bridge(checkpoint, device, dtype)
+    except (LabError, ImportError) as error:
+        raise LabError(f"{problem.what}  Nor is there a way through TransformerLens: {error}") from error
+    warnings.warn(f"{problem.what}  Loaded through TransformerLens instead.", stacklevel=3)
+    return bridge
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

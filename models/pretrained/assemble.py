@@ -1,13 +1,14 @@
 """From stored tensors to a `GPT`, with one copy of the weights.
 
 The model is built without storage (torch's meta device); every tensor is then read, cast, transposed and moved in
-one copy. Names and shapes are compared before any data is read.
+one copy, a piece at a time, so beside the model no more than a piece is in memory. Names and shapes are compared
+before any data is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,15 +40,35 @@ def fill(
     """
     check(model, entries, stored, ignored)
     for entry in entries:
-        tensor = stored.read(entry.stored)
-        tensor = (tensor.T if entry.transposed else tensor)[entry.rows_from :]
-        tensor = tensor if entry.arrange is None else entry.arrange(tensor)
-        sizes = [model.get_parameter(name).shape[0] for name in entry.parameters]
-        for name, part in zip(entry.parameters, tensor.split(sizes), strict=True):
-            _place(model, name, torch.empty(part.shape, device=device, dtype=dtype).copy_(part))
+        shapes = [model.get_parameter(name).shape for name in entry.parameters]
+        parts = [torch.empty(shape, device=device, dtype=dtype) for shape in shapes]
+        _copy(entry, stored, parts)
+        for name, part in zip(entry.parameters, parts, strict=True):
+            _place(model, name, part)
     if model._cfg.tie_embeddings:
         model.unembed.weight = model.embed.W_E
     return model
+
+
+def _copy(entry: Entry, stored: StoredTensors, parts: Sequence[Tensor]) -> None:
+    """Copy a stored tensor to the parameters that it holds."""
+    for first, piece in _pieces(entry, stored):
+        if entry.transposed:  # its rows are the columns of every part
+            for part, columns in zip(parts, piece.split([len(part) for part in parts], 1), strict=True):
+                part[:, first : first + len(piece)].copy_(columns.T)
+            continue
+        start = entry.rows_from
+        for part in parts:
+            low, high = max(first, start), min(first + len(piece), start + len(part))
+            if low < high:
+                part[low - start : high - start].copy_(piece[low - first : high - first])
+            start += len(part)
+
+
+def _pieces(entry: Entry, stored: StoredTensors) -> Iterator[tuple[int, Tensor]]:
+    if entry.arrange is None:
+        return stored.pieces(entry.stored)
+    return iter([(0, entry.arrange(stored.read(entry.stored)))])
 
 
 def check(model: GPT, entries: Sequence[Entry], stored: StoredTensors, ignored: str) -> None:

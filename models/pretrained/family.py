@@ -26,6 +26,15 @@ from models.config import TransformerConfig
 
 TRY_THE_BRIDGE = 'try backend="transformer-lens", which runs the Hugging Face implementation.'
 
+
+class UnsupportedError(LabError):
+    """A checkpoint that the lab's own code does not compute, but Hugging Face's may."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}  {TRY_THE_BRIDGE}")
+        self.what = what
+
+
 # Hugging Face's names of the activation functions that the lab has, and back.
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -123,13 +132,12 @@ def require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuse a config whose entries differ from the expected ones (an absent entry is as expected).
 
     Raises:
-        LabError: naming the entry, its value and the only one that the lab computes.
+        UnsupportedError: naming the entry, its value and the only one that the lab computes.
     """
     for name, value in expected.items():
         if config.get(name, value) != value:
-            raise LabError(
-                f"config.json has {name}={config[name]!r}; the lab's own code computes only {name}={value!r}.  "
-                f"{TRY_THE_BRIDGE}"
+            raise UnsupportedError(
+                f"config.json has {name}={config[name]!r}; the lab's own code computes only {name}={value!r}."
             )
 
 
@@ -137,10 +145,10 @@ def activation(name: str) -> str:
     """Our name of an activation function.
 
     Raises:
-        LabError: the lab has no such function.
+        UnsupportedError: the lab has no such function.
     """
     if name not in ACTIVATIONS:
-        raise LabError(
-            f"config.json asks for the activation function {name!r}; known: {', '.join(ACTIVATIONS)}.  {TRY_THE_BRIDGE}"
+        raise UnsupportedError(
+            f"config.json asks for the activation function {name!r}; known: {', '.join(ACTIVATIONS)}."
         )
     return ACTIVATIONS[name]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from interp.errors import LabError
+from interp.errors import LabError, did_you_mean
 from models.config import DTYPES, TransformerConfig
 from models.gpt import GPT
 from models.pretrained.assemble import fill, hollow
-from models.pretrained.family import TRY_THE_BRIDGE, Family
+from models.pretrained.family import Family, UnsupportedError
 from models.pretrained.gemma import GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
 from models.pretrained.gptj import GPTJ
@@ -23,26 +23,39 @@ from models.pretrained.opt import OPT
 from models.pretrained.phi3 import PHI3
 from models.pretrained.places import Checkpoint
 from models.pretrained.qwen import QWEN2, QWEN3
+from models.pretrained.stablelm import STABLELM
+from models.pretrained.starcoder2 import STARCODER2
 from models.pretrained.tensors import StoredTensors, open_tensors
 from models.tokenizers import Tokenizer
 
-FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2)
+FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM)
+
+_OTHER_HEADS = (
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json.
 
     Raises:
-        LabError: none of the lab's; the message names them.
+        LabError: it names no architecture, or (UnsupportedError) none of the lab's; the message names these.
     """
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise LabError(f"config.json has model_type={kind!r}; expected the name of an architecture, such as 'llama'.")
     for family in FAMILIES:
         if kind in family.model_types:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise LabError(
-        f"config.json has model_type={kind!r}; the lab's own code computes {known} and its own models.  "
-        f"{TRY_THE_BRIDGE}"
+    known = [name for family in FAMILIES for name in family.model_types]
+    raise UnsupportedError(
+        f"config.json has model_type={kind!r}.{did_you_mean(kind, known, n=1)}  the lab's own code computes "
+        f"{', '.join(known)} and its own models."
     )
 
 
@@ -58,10 +71,11 @@ def read(
     dtype: by default the checkpoint's own.
 
     Raises:
-        LabError: an unknown family, a config that asks for more than the lab computes, or weights that do not fit it.
+        LabError: weights that do not fit the config, or (UnsupportedError) an unknown family, or a config that asks
+            for more than the lab computes.
     """
-    family = family_of(config)
     check_plain(checkpoint, config)
+    family = family_of(config)
     cfg = replace(_read_config(family, config), model_name=checkpoint.name)
     stored = open_tensors(checkpoint.directory)
     dtype = dtype or dtype_of(config, stored)
@@ -99,6 +113,17 @@ def check_plain(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         )
 
 
+def check_head(config: Mapping[str, Any]) -> None:
+    """Refuse a model that states another purpose than predicting the next token.
+
+    Raises:
+        LabError: naming its class in transformers.
+    """
+    for architecture in config.get("architectures") or ():
+        if str(architecture).endswith(_OTHER_HEADS):
+            raise LabError(f"it is a {architecture}, whose head does not predict the next token.")
+
+
 def dtype_of(config: Mapping[str, Any], stored: StoredTensors | None = None) -> torch.dtype:
     """The dtype that config.json states, or else that of the stored tensors, or else float32."""
     stated = config.get("dtype", config.get("torch_dtype"))
@@ -110,8 +135,16 @@ def _check_tie(cfg: TransformerConfig, embedding: str, head: str, stored: Stored
     """A tied model may store its embedding twice, but not two different ones."""
     if not cfg.tie_embeddings or head not in stored or embedding not in stored:
         return
-    if not torch.equal(stored.read(embedding), stored.read(head)):
+    if not _same(stored, embedding, head):
         raise LabError(
             f"config.json ties the embeddings, but {embedding!r} and {head!r} differ in "
             f"{str(stored.label)!r}; set tie_word_embeddings to false in config.json to use both."
         )
+
+
+def _same(stored: StoredTensors, one: str, other: str) -> bool:
+    a, b = stored.entries[one], stored.entries[other]
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    pairs = zip(stored.pieces(one), stored.pieces(other), strict=True)
+    return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)

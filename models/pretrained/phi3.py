@@ -1,6 +1,7 @@
 """Phi-3 checkpoints (Abdin et al. 2024, arXiv:2404.14219): Llama with fused tensors, and a window on every layer.
 
-"longrope", the scaling of the long-context models, is refused: its angles depend on the length of the input.
+The long-context models ("longrope") run within their first context: beyond, their angles depend on the length of the
+input (see `models.rotary_scaling`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 from models.config import TransformerConfig
 from models.pretrained.family import Entry, Family, require
 from models.pretrained.llama import FIXED, NORMS, shape
-from models.pretrained.rotary import local_layers, rotary, rotary_entries
+from models.pretrained.rotary import local_layers, longrope, rotary_entries
 
 _FIXED = FIXED | {"attn_bias": False, "mlp_bias": False}
+
+_LONG = ("longrope", "su", "yarn")  # names of the same thing; the older ones are not what they are elsewhere
 
 _LINEARS = (
     ("self_attn.qkv_proj", ("attn.q", "attn.k", "attn.v")),
@@ -41,14 +44,20 @@ def read_config(config: Mapping[str, Any]) -> TransformerConfig:
         LabError: an entry is missing, or asks for what the lab does not compute.
     """
     angles = rotary_entries(config)
-    require(angles, {"rope_type": "default"})
     rotated = angles.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     window = config.get("sliding_window")
     sizes = shape({"rms_norm_eps": 1e-5, **config}) | _FIXED
+    rotary_dim, scaling = int(sizes["d_head"] * rotated), None
+    if angles["rope_type"] in _LONG:
+        scaling = longrope(angles, config, rotary_dim // 2)
+        sizes |= {"n_ctx": min(sizes["n_ctx"], scaling.original_n_ctx)}
+    else:
+        require(angles, {"rope_type": "default"})
     return TransformerConfig(
         **sizes,
-        rotary_dim=int(sizes["d_head"] * rotated),
-        **rotary(angles, config),
+        rotary_dim=rotary_dim,
+        rotary_base=float(angles["rope_theta"]),
+        rotary_scaling=scaling,
         **local_layers(config, lambda layer: window is not None, window),
     )
 

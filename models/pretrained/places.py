@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import LabError, UnknownModelError, did_you_mean
+from models.pretrained import hub
 from models.pretrained.tensors import PICKLES, refuse_pickle
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
-
-# Config, weights and tokenizer at the top of a repository; no code, no other formats.
-_CONFIG_AND_TOKENIZER = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-_CONFIG_AND_TOKENIZER += ["vocab.json", "merges.txt"]
-_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
-_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ def locate(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
 
     Raises:
         UnknownModelError: nothing there; the message says where was looked, and names the near misses.
+        LabError: a directory or repository without config, or a repository that is gated or lacks the revision.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name.strip() and (path / "config.json").is_file():
@@ -58,27 +54,11 @@ def locate(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
 
 
 def _from_hub(name: str, revision: str | None) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def fetch(patterns: list[str]) -> Path:
-        # "*/*": what lies deeper is other formats and code
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-
     try:
-        directory = fetch([*_CONFIG_AND_TOKENIZER, *_SAFETENSORS])
-        if not any(directory.glob("model*.safetensors")):
-            directory = fetch([*_CONFIG_AND_TOKENIZER, *_BIN])
-    except LocalEntryNotFoundError as error:
-        why = "the Hugging Face hub cannot be reached and has left no copy on this machine"
+        directory = hub.fetch(name, revision)
+    except hub.NotOnHubError as error:
         raise UnknownModelError(
-            f"no model {name!r}: no such directory, not in the zoo, {why}.{_from_the_zoo(name)}"
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise UnknownModelError(
-            f"no model {name!r}: no such directory, not in the zoo, and the Hugging Face hub says: {why}"
-            f"{_from_the_zoo(name)}"
+            f"no model {name!r}: no such directory, not in the zoo, and {error}.{_from_the_zoo(name)}"
         ) from error
     if not (directory / "config.json").is_file():
         raise LabError(f"the Hugging Face repository {name!r} has no config.json, so it holds no whole model.")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from interp.errors import LabError
-from models.pretrained.family import TRY_THE_BRIDGE, require, wanted
-from models.rotary_scaling import KINDS, RotaryScaling
+from models.pretrained.family import UnsupportedError, require, wanted
+from models.rotary_scaling import RotaryScaling
 
+_UNSCALED = ("default", "dynamic")
 _LAYERS = {"full_attention": "global", "sliding_attention": "local"}
 
 
@@ -29,16 +30,19 @@ def rotary_entries(config: Mapping[str, Any], default_base: float = 10000.0) -> 
 def rotary(entries: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """`rotary_base` and `rotary_scaling` of our config. entries: from `rotary_entries`.
 
+    "dynamic" scales only inputs longer than the context (n_ctx), which the lab refuses: within, it does nothing.
+
     Raises:
-        LabError: a kind of scaling, or an option of one, that the lab does not compute.
+        UnsupportedError: a kind of scaling, or an option of one, that the lab does not compute.
     """
     kind = entries["rope_type"]
-    if kind not in ("default", *KINDS):
-        raise LabError(
+    known = (*_UNSCALED, *_SCALINGS)
+    if kind not in known:
+        raise UnsupportedError(
             f"config.json scales the rotary positions (rope_type={kind!r}); the lab's own code computes "
-            f"'default', {', '.join(map(repr, KINDS))}.  {TRY_THE_BRIDGE}"
+            f"{', '.join(map(repr, known))}."
         )
-    scaling = None if kind == "default" else _SCALINGS[kind](entries, config)
+    scaling = None if kind in _UNSCALED else _SCALINGS[kind](entries, config)
     return {"rotary_base": float(entries["rope_theta"]), "rotary_scaling": scaling}
 
 
@@ -68,6 +72,26 @@ def _yarn(entries: Mapping[str, Any], config: Mapping[str, Any]) -> RotaryScalin
     )
 
 
+def longrope(entries: Mapping[str, Any], config: Mapping[str, Any], half: int) -> RotaryScaling:
+    """The scaling of inputs within the first context, which is to be the model's n_ctx (see `models.rotary_scaling`).
+
+    entries: from `rotary_entries`. half: how many frequencies there are.
+
+    Raises:
+        LabError: other than one factor for each frequency.
+    """
+    first, factors = _first_n_ctx(entries, config), wanted(entries, "short_factor")
+    if len(factors) != half:
+        raise LabError(f"config.json has a short_factor of {len(factors)} numbers; expected {half}, one a frequency.")
+    return RotaryScaling(
+        "longrope",
+        float(entries.get("factor") or wanted(config, "max_position_embeddings") / first),
+        first,
+        attention_factor=entries.get("attention_factor"),
+        frequency_factors=factors,
+    )
+
+
 _SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], RotaryScaling]] = {
     "linear": _linear,
     "llama3": _llama3,
@@ -88,7 +112,7 @@ def local_layers(config: Mapping[str, Any], is_local: Callable[[int], bool], win
     is_local: of a layer, where the config has no "layer_types". window: how many positions such a layer sees.
 
     Raises:
-        LabError: a type of layer that the lab does not compute, or local layers without a window.
+        LabError: local layers without a window, or (UnsupportedError) a type of layer that the lab does not compute.
     """
     depth = wanted(config, "num_hidden_layers")
     stated = config.get("layer_types") or [
@@ -96,9 +120,9 @@ def local_layers(config: Mapping[str, Any], is_local: Callable[[int], bool], win
     ]
     unknown = sorted({str(kind) for kind in stated} - set(_LAYERS))
     if unknown:
-        raise LabError(
+        raise UnsupportedError(
             f"config.json has layers of the type {', '.join(map(repr, unknown))}; the lab's own code computes "
-            f"{', '.join(map(repr, _LAYERS))}.  {TRY_THE_BRIDGE}"
+            f"{', '.join(map(repr, _LAYERS))}."
         )
     if "sliding_attention" not in stated:
         return {"attn_types": None, "window_size": None}

@@ -1,4 +1,7 @@
-"""The tensors of a checkpoint, read one at a time: safetensors, whole or sharded, or as a last resort `.bin` files.
+"""The tensors of a checkpoint, read a piece at a time: safetensors, whole or sharded, or as a last resort `.bin` files.
+
+A file is mapped into memory, and the pages of it that were read count as the process's memory until it is unmapped.
+So a safetensors file is mapped anew for every `PIECE` bytes, and of `.bin` files one is open at a time.
 
 Nothing is ever unpickled: `.bin` files go through `torch.load(weights_only=True)`, which knows only tensors.
 """
@@ -11,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from models.config import DTYPES
 # In order of preference: one file, or an index that says which file holds which tensor.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PIECE = 32 * 2**20
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -38,14 +43,14 @@ class Stored:
 
 @dataclass
 class StoredTensors:
-    """The tensors of a checkpoint by name: what each is like, and `read` for its data.
+    """The tensors of a checkpoint by name: what each is like, and `read` and `pieces` for its data.
 
     label: the file to name in messages.
     """
 
     label: Path
     entries: dict[str, Stored]
-    _opened: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
+    _opened: dict[Path, dict[str, Tensor]] = field(default_factory=dict)  # the `.bin` file that was read last
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -56,23 +61,43 @@ class StoredTensors:
     def read(self, name: str) -> Tensor:
         """A tensor in host memory, mapped from its file where possible: copy it before keeping it.
 
-        A file is mapped anew for each tensor, so the pages of the earlier ones do not stay in memory.
-
         Raises:
             LabError: the data cannot be read, or is of a dtype that no model runs in.
         """
+        return self._rows(name, slice(None))
+
+    def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The tensor in pieces of about `PIECE` bytes along its first axis: the first row of each, and its rows.
+
+        Copy a piece before asking for the next.
+
+        Raises:
+            LabError: as `read`.
+        """
+        rows, row_bytes = self.entries[name].shape[0], self._check(name).itemsize * prod(self.entries[name].shape[1:])
+        step = max(1, PIECE // max(1, row_bytes))
+        for first in range(0, rows, step):
+            yield first, self._rows(name, slice(first, first + step))
+
+    def _rows(self, name: str, rows: slice) -> Tensor:
+        self._check(name)
+        file = self.entries[name].file
+        if file.suffix != ".safetensors":
+            if file not in self._opened:
+                self._opened.clear()
+                self._opened[file] = _load_bin(file)
+            return self._opened[file][name][rows]
+        with _reading(file), safe_open(file, framework="pt") as opened:
+            return opened.get_slice(name)[rows]
+
+    def _check(self, name: str) -> torch.dtype:
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise LabError(
                 f"{name!r} in {entry.file} has dtype {entry.dtype}; expected one of {', '.join(DTYPES)}. "
                 "Quantised weights are not supported; load a full-precision checkpoint."
             )
-        if entry.file.suffix != ".safetensors":
-            if entry.file not in self._opened:
-                self._opened[entry.file] = _load_bin(entry.file)
-            return self._opened[entry.file][name]
-        with _reading(entry.file), safe_open(entry.file, framework="pt") as file:
-            return file.get_tensor(name)
+        return DTYPES[entry.dtype]
 
 
 def open_tensors(directory: Path) -> StoredTensors:
@@ -115,7 +140,6 @@ def open_file(path: Path) -> StoredTensors:
 
 def _open_shards(index: Path) -> StoredTensors:
     entries: dict[str, Stored] = {}
-    opened: dict[Path, dict[str, Tensor]] = {}
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise LabError(f"{index} has no weight_map; expected the names of tensors and of the files that hold them.")
@@ -123,10 +147,8 @@ def _open_shards(index: Path) -> StoredTensors:
         path = index.parent / Path(name).name  # an index may not lead out of its directory
         if not path.is_file():
             raise LabError(f"{index} names {name!r}, which is not there; download the checkpoint again.")
-        shard = open_file(path)
-        entries |= shard.entries
-        opened |= shard._opened
-    return StoredTensors(index, entries, opened)
+        entries |= open_file(path).entries
+    return StoredTensors(index, entries)
 
 
 def read_json(path: Path) -> dict[str, Any]:

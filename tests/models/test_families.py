@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from interp.errors import LabError
 from models import load
 from models.pretrained.huggingface import FAMILIES, family_of
-from tests.parity.family_models import MAKERS
+from tests.parity.family_models import MAKERS, N_CTX
 
 
 def saved(family: str, directory: Path, seed: int = 0) -> Path:
@@ -30,10 +30,11 @@ def saved(family: str, directory: Path, seed: int = 0) -> Path:
         ("opt", {"word_embed_proj_dim": 8}, "word_embed_proj_dim=8"),
         ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True"),
         ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False"),
-        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type='longrope'"),
-        ("phi3", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, "rope_type='su'"),
-        ("phi3", {"rope_parameters": None, "rope_scaling": {"type": "yarn"}}, "rope_type='yarn'"),
-        ("gpt_neox", {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type='dynamic'"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear"}}, "rope_type='linear'"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type='longrope'"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "proportional"}}, "rope_type='proportional'"),
+        ("starcoder2", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
         ("gpt_neox", {"hidden_act": "gelu_fast"}, "'gelu_fast'"),
         ("gptj", {"model_type": "bloom"}, "model_type='bloom'"),
     ],
@@ -77,6 +78,39 @@ def test_a_config_from_before_version_5_means_the_same() -> None:
             read = family_of(config).read_config
             today = read(dict(config))
             assert read(config | angles_of(config)) == today
+
+
+def test_the_older_names_of_longrope_mean_the_same() -> None:
+    config = MAKERS["phi3-longrope"](0).to_dict()
+    read = family_of(config).read_config
+    angles = config.pop("rope_parameters")
+    today = read(config | {"rope_parameters": angles})
+    for name in ("su", "yarn"):
+        older = {k: v for k, v in angles.items() if k not in ("rope_type", "rope_theta")} | {"type": name}
+        assert read(config | {"rope_scaling": older, "rope_theta": angles["rope_theta"]}) == today
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"short_factor": [1.0]}, "a short_factor of 1 numbers; expected 4"),
+        ({"short_factor": [1.0, 0.0, 1.0, 1.0]}, "a positive number for each frequency"),
+        ({"short_factor": None}, "lacks 'short_factor'"),
+    ],
+)
+def test_longrope_factors_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
+    config = MAKERS["phi3-longrope"](0).to_dict()
+    config["rope_parameters"] |= changes
+    with pytest.raises(LabError, match=said):
+        family_of(config).read_config(config)
+
+
+def test_a_prompt_beyond_the_first_context_of_longrope_is_refused(tmp_path: Path) -> None:
+    """There transformers changes the angles of every position, by the longest prompt of the batch."""
+    model = load(saved("phi3-longrope", tmp_path))
+    model(torch.zeros(1, N_CTX, dtype=torch.long))
+    with pytest.raises(LabError, match=f"{N_CTX + 1} positions do not fit"):
+        model(torch.zeros(1, N_CTX + 1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gptj", "gemma2", "gemma3", "qwen3", "olmo2", "mistral", "llama-yarn"])

@@ -23,6 +23,8 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 N_CTX, D_VOCAB = 24, 29
@@ -125,14 +127,25 @@ def phi3(seed: int) -> Any:
     )
 
 
+def phi3_long(seed: int) -> Any:
+    """The first context is as long as the prompts, which transformers runs with the short factors."""
+    random = drawing("phi3-longrope", seed)
+    short, long = ([random.uniform(1.0, 4.0) for _ in range(4)] for _ in range(2))
+    angles = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": short, "long_factor": long}
+    sizes = common(seed) | {"max_position_embeddings": 4 * N_CTX}
+    first = {"original_max_position_embeddings": N_CTX}
+    return Phi3Config(**sizes, **first, sliding_window=None, rope_parameters=angles)
+
+
 def llama_scaled(kind: str) -> Callable[[int], Any]:
     """Llama with scaled rotary angles: the first context is a third of the prompts', yarn's shares within its ramp."""
     entries = {
         "linear": {"factor": 3.0},
+        "dynamic": {"factor": 3.0},
         "llama3": {"factor": 3.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         "yarn": {"factor": 3.0, "beta_fast": 3.0, "beta_slow": 0.1},
     }[kind]
-    first = {} if kind == "linear" else {"original_max_position_embeddings": N_CTX // 3}
+    first = {} if kind in ("linear", "dynamic") else {"original_max_position_embeddings": N_CTX // 3}
 
     def make(seed: int) -> Any:
         angles = {"rope_type": kind, "rope_theta": drawing(kind, seed).choice([20.0, 100.0]), **entries, **first}
@@ -187,6 +200,36 @@ def gemma3(seed: int) -> Any:
     )
 
 
+def starcoder2(seed: int) -> Any:
+    random = drawing("starcoder2", seed)
+    sizes = common(seed)
+    eps = sizes.pop("rms_norm_eps")
+    return Starcoder2Config(
+        **sizes,
+        norm_epsilon=eps,
+        use_bias=seed % 3 != 1,
+        sliding_window=7 if seed % 2 == 0 else None,
+        hidden_act=random.choice(["gelu_pytorch_tanh", "relu"]),
+    )
+
+
+def stablelm(seed: int) -> Any:
+    random = drawing("stablelm", seed)
+    sizes = common(seed)
+    eps = sizes.pop("rms_norm_eps")
+    return StableLmConfig(
+        **sizes,
+        layer_norm_eps=eps,
+        use_qkv_bias=seed % 3 != 1,
+        use_parallel_residual=seed % 2 == 1,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": random.choice([0.25, 0.5, 1.0]),
+        },
+    )
+
+
 def common(seed: int) -> dict[str, Any]:
     """What Llama's descendants share: heads of width 8, keys shared by all, by two or by none."""
     random = drawing("common", seed)
@@ -212,8 +255,10 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "gptj": gptj,
     "opt": opt,
     "phi3": phi3,
+    "phi3-longrope": phi3_long,
     "llama": llama,
     "llama-linear": llama_scaled("linear"),
+    "llama-dynamic": llama_scaled("dynamic"),
     "llama-llama3": llama_scaled("llama3"),
     "llama-yarn": llama_scaled("yarn"),
     "mistral": mistral,
@@ -222,4 +267,6 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "olmo2": olmo2,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "starcoder2": starcoder2,
+    "stablelm": stablelm,
 }
