@@ -81,9 +81,13 @@ class RMSNorm(nn.Module):
         return (normalized if gain is None else normalized * gain).to(x.dtype)
 
     def unhooked(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
-        """The same function in one kernel, past the hook points."""
+        """The same function past the hook points, in one kernel on a GPU (on a CPU there is none)."""
         wide, gain = _at_least_float32(x), self.gain
-        return F.rms_norm(wide, (self.width,), None if gain is None else gain.to(wide.dtype), self.eps).to(x.dtype)
+        gain = None if gain is None else gain.to(wide.dtype)
+        if wide.is_cuda:
+            return F.rms_norm(wide, (self.width,), gain, self.eps).to(x.dtype)
+        normalized = wide / (_mean_square(wide, self.width) + self.eps).sqrt()
+        return (normalized if gain is None else normalized * gain).to(x.dtype)
 
 
 class WidthNorm(RMSNorm):

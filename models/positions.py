@@ -80,12 +80,13 @@ class RotaryPositions(nn.Module):
         self, x: Float[Tensor, "batch pos head d_head"], rotation: Float[Tensor, "#batch pos 2 half"]
     ) -> Float[Tensor, "batch pos head d_head"]:
         cos, sin = rotation[:, :, :, None].unbind(2)
-        rotated, rest = x.split((self.dim, x.shape[-1] - self.dim), -1)
+        turning = x[..., : self.dim]
         if self.adjacent:
-            first, second = rearrange(rotated, "batch pos head (half two) -> two batch pos head half", two=2)
+            first, second = rearrange(turning, "batch pos head (half two) -> two batch pos head half", two=2)
         else:
-            first, second = rotated.chunk(2, -1)
-        turned = [(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)]
+            first, second = turning.chunk(2, -1)
+        turned = [first * cos - second * sin, second * cos + first * sin]
         if self.adjacent:
             turned = [rearrange(turned, "two batch pos head half -> batch pos head (half two)")]
-        return torch.cat([*turned, rest], -1)
+        rest = [x[..., self.dim :]] if self.dim < x.shape[-1] else []
+        return torch.cat([*turned, *rest], -1).to(x.dtype)
