@@ -21,6 +21,7 @@ from analyses.command_line.kinds import Device, Name, OutputFile, OutputFolder
 from analyses.command_line.options import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
+    Loaders,
     ModelChoice,
     OnePrompt,
     Output,
@@ -48,6 +49,14 @@ def _load(chosen: ModelChoice) -> Any:
     )
 
 
+def _steps(chosen: ModelChoice) -> list[str]:
+    """What `ModelChoice.steps` does."""
+    from models.pretrained.native import steps_of
+    from models.pretrained.places import locate
+
+    return list(steps_of(locate(chosen.model).directory))
+
+
 def _version() -> str:
     from importlib import metadata
 
@@ -58,7 +67,8 @@ def _version() -> str:
 
 
 @click.group(
-    cls=Shell, context_settings={"obj": _load, "help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Shell,
+    context_settings={"obj": Loaders(_load, _steps), "help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(_version(), prog_name="interp", message="%(prog)s %(version)s")
 def main() -> None:

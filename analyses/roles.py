@@ -74,7 +74,7 @@ def head_scores(
     """
     drawn = seed if tokens is None else None
     if tokens is None:
-        tokens = repeated_tokens(model, n, length or _longest(model), seed)
+        tokens = repeated_tokens(model, n, length or longest_block(model), seed)
     if tokens.ndim != 2 or tokens.shape[1] < 3:
         raise LabError(f"head scores need rows of at least 3 tokens; given shape {list(tokens.shape)}.")
     tokens = tokens.to(model.device)
@@ -95,7 +95,8 @@ def head_scores(
     )
 
 
-def _longest(model: HookedModel | Any) -> int:
+def longest_block(model: HookedModel | Any) -> int:
+    """Tokens in a block that is repeated once: as many as fit, up to 40."""
     return max(2, min(40, (model.cfg.n_ctx - 1) // 2, model.cfg.d_vocab // 2))
 
 

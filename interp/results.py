@@ -25,7 +25,8 @@ makes a tidy table (`.to_dataframe`), plain data (`.to_dict`), a picture (`.plot
 the annotation and named when the result is made: `PatchingResult(values, axes=("layer", "head"))`.
 **Labels**: integers are the coordinates themselves (`{"layer": [0, 4, 8]}`); strings stand beside the index
 and may repeat, as tokens do. **Tensors** may be given for arrays: they are brought to the CPU as numpy
-(bfloat16 as float32). Arrays become read-only. Fields that are not arrays must be plain JSON values.
+(bfloat16 as float32). Arrays become read-only. Fields that are not arrays must be plain JSON values, or results
+themselves, which are saved and shown as parts of the whole.
 """
 
 from __future__ import annotations

@@ -41,23 +41,36 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
     from safetensors.numpy import save_file
 
     path = check_writable(path)
-    kind = type(result)
-    numbers = {n: np.asarray(a, order="C") for n, a in result.arrays.items() if a.dtype.kind != "U"}
-    header = {
-        "format": FORMAT,
+    numbers: dict[str, np.ndarray] = {}
+    header = {"format": FORMAT, **_header(result, numbers)}
+    try:
+        metadata = {name: json.dumps(value) for name, value in header.items()}
+    except (TypeError, ValueError) as problem:
+        raise LabError(f"cannot save {type(result).__name__}: a field is not plain data ({problem})") from problem
+    with whole_file(path) as part:
+        save_file(numbers, part, metadata=metadata)
+
+
+def _header(result: Result, numbers: dict[str, np.ndarray], inside: str = "") -> dict[str, Any]:
+    """What JSON holds of a result and of the results in it; their numbers are put into `numbers`, by dotted name."""
+    kind, parts = type(result), _parts(result)
+    numbers |= {inside + n: np.asarray(a, order="C") for n, a in result.arrays.items() if a.dtype.kind != "U"}
+    return {
         "kind": f"{kind.__module__}.{kind.__name__}",
         "axes": list(result.axes),
         "labels": {axis: list(named) for axis, named in result.labels.items()},
         "texts": {n: a.tolist() for n, a in result.arrays.items() if a.dtype.kind == "U"},
-        "facts": result.facts,
+        "facts": {name: value for name, value in result.facts.items() if name not in parts},
+        "parts": {name: _header(part, numbers, f"{inside}{name}.") for name, part in parts.items()},
         "provenance": result.provenance.to_dict(),
     }
-    try:
-        metadata = {name: json.dumps(value) for name, value in header.items()}
-    except (TypeError, ValueError) as problem:
-        raise LabError(f"cannot save {kind.__name__}: a field is not plain data ({problem})") from problem
-    with whole_file(path) as part:
-        save_file(numbers, part, metadata=metadata)
+
+
+def _parts(result: Result) -> dict[str, Result]:
+    """The fields of a result that are results themselves."""
+    from interp.results import Result
+
+    return {name: value for name, value in result.facts.items() if isinstance(value, Result)}
 
 
 def load(path: str | os.PathLike[str], expected: type[Any]) -> Any:
@@ -70,18 +83,26 @@ def load(path: str | os.PathLike[str], expected: type[Any]) -> Any:
     kind = _kind_named(header["kind"])
     if not issubclass(kind, expected):
         raise LabError(f"{str(path)!r} holds a {kind.__name__}; expected a {expected.__name__}")
-    texts = {name: np.asarray(rows, dtype=str) for name, rows in header["texts"].items()}
-    facts = {name: _tupled(value) for name, value in header["facts"].items()}
-    known = {f.name for f in fields(kind)}
     try:
-        return kind(
-            **{name: value for name, value in {**arrays, **texts, **facts}.items() if name in known},
-            axes=tuple(header["axes"]),
-            labels=header["labels"],
-            provenance=Provenance.from_dict(header["provenance"]),
-        )
-    except (TypeError, AttributeError) as problem:
+        return _made(header, arrays)
+    except (TypeError, AttributeError, KeyError) as problem:
         raise LabError(f"{str(path)!r} does not fit {kind.__name__}: {problem}") from problem
+
+
+def _made(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], inside: str = "") -> Result:
+    """The result that `_header` described."""
+    kind = _kind_named(header["kind"])
+    values: dict[str, Any] = {n.removeprefix(inside): a for n, a in arrays.items() if n.startswith(inside)}
+    values |= {name: np.asarray(rows, dtype=str) for name, rows in header["texts"].items()}
+    values |= {name: _tupled(value) for name, value in header["facts"].items()}
+    values |= {name: _made(part, arrays, f"{inside}{name}.") for name, part in header.get("parts", {}).items()}
+    known = {f.name for f in fields(kind)}
+    return kind(
+        **{name: value for name, value in values.items() if name in known},
+        axes=tuple(header["axes"]),
+        labels=header["labels"],
+        provenance=Provenance.from_dict(header["provenance"]),
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -125,7 +146,9 @@ def _tupled(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as strict JSON can hold it: arrays as lists, NaN and infinities as None."""
+    """`value` as strict JSON can hold it: arrays as lists, NaN and infinities as None, results as their `to_dict`."""
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, Mapping):

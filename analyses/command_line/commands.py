@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,6 +26,7 @@ from analyses.command_line.options import (
     top_option,
     with_task,
 )
+
 
 def _components() -> tuple[str, ...]:
     from analyses.lens import COMPONENTS

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DEFAULT_MODEL, DEFAULTtask_option = "town", "ioi"
+DEFAULT_MODEL, DEFAULT_TASK = "town", "ioi"
+RESULT_FILES = (".html", ".safetensors", ".csv", ".json")
+"""What a result can be written as."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Pairs:
         if self.prompt and not self.ids:
             check_text(model)
         if not self.prompt:
-            return tasks.get(self.task or DEFAULTtask_option)(model, n=self.n, seed=self.seed)
+            return tasks.get(self.task or DEFAULT_TASK)(model, n=self.n, seed=self.seed)
         if not self.ids:
             return PromptPairs.from_text(model, self.prompt, self.corrupted, self.right, self.wrong)
         sides = (self.prompt, self.corrupted, self.right, self.wrong)
@@ -151,7 +153,7 @@ class OnePrompt:
         from interp import tasks
 
         if self.prompt is None:
-            pairs = tasks.get(self.task or DEFAULTtask_option)(model, n=1, seed=self.seed)
+            pairs = tasks.get(self.task or DEFAULT_TASK)(model, n=1, seed=self.seed)
             return pairs.clean[0][pairs.mask[0]]
         if not self.ids:
             check_text(model)
@@ -236,7 +238,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*names, **settings)
 
 
-task_option = _option("--task", type=TASK, help=f"Prompts of a task: ioi, greater_than, ...  [default: {DEFAULTtask_option}]")
+task_option = _option("--task", type=TASK, help=f"Prompts of a task: ioi, greater_than, ...  [default: {DEFAULT_TASK}]")
 seed_option = _option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn.")
 n_option = _option(
     "-n", "--n", type=click.IntRange(min=1), default=32, show_default=True, help="How many prompts of the task."

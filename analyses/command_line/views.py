@@ -10,7 +10,6 @@ from rich.console import RenderableType
 
 from analyses.attribution import AttributionResult
 from analyses.command_line.tables import grid, table, token, top, unsigned
-from analyses.comparison import ComparisonResult
 from analyses.effects import Effects
 from analyses.knockouts import AblationResult, CumulativeAblation
 from analyses.lens import ComponentLensResult, LensResult
@@ -160,18 +159,6 @@ def scores_view(found: HeadScores, k: int) -> View:
             table([name, "score"], [(f"L{layer}H{head}", f"{scores[layer, head]:.3f}") for layer, head in heads])
         )
     return shown
-
-
-def comparison_view(found: ComparisonResult, k: int) -> View:
-    """Where two models part, and how far apart their predictions are."""
-    first = found.first_difference()
-    kl = float(found.kl.mean())
-    return [
-        f"{' and '.join(found.models)}: "
-        + ("no hook point differs by more than 0.0001 of its norm" if first is None else f"first differ at {first}"),
-        f"same likeliest token at {found.agreement:.1%} of positions, mean KL {text.number(kl, signed=False)} nats",
-        top(found.top(k), "furthest apart", "relative difference"),
-    ]
 
 
 def findings_view(found: Findings) -> View:

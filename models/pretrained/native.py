@@ -73,12 +73,18 @@ def weights_at(directory: Path, revision: str) -> Path:
     Raises:
         LabError: there is none; those that there are, are named.
     """
-    files = sorted((directory / "checkpoints").glob("step_*.safetensors"))
-    steps = {f"step-{int(match[1])}": path for path in files if (match := re.fullmatch(r"step_(\d+)", path.stem))}
+    steps = steps_of(directory)
     if revision not in steps:
         known = f"known: {', '.join(steps)}" if steps else "it has only one version, try without revision"
         raise LabError(f"{str(directory)!r} has no revision {revision!r}; {known}.")
     return steps[revision]
+
+
+def steps_of(directory: Path) -> dict[str, Path]:
+    """The weights files of all revisions such as "step-400", the first one first."""
+    files = (directory / "checkpoints").glob("step_*.safetensors")
+    steps = {int(match[1]): path for path in files if (match := re.fullmatch(r"step_(\d+)", path.stem))}
+    return {f"step-{step}": steps[step] for step in sorted(steps)}
 
 
 def save(model: GPT, directory: str | Path) -> Path:
