@@ -24,11 +24,12 @@ class Collector:
         device: torch.device | str | None,
         remove_batch_dim: bool,
         pos_slice: slice | int | Sequence[int] | None,
+        tensors: dict[str, Tensor] | None = None,
     ) -> None:
         self.device = None if device is None else torch.device(device)
         self.remove_batch_dim = remove_batch_dim
         self.pos_slice = pos_slice
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {} if tensors is None else tensors
         self._streams: set[torch.cuda.Stream] = set()
 
     def keep(self, key: str, name: str | None = None) -> Callable[..., None]:

@@ -84,9 +84,23 @@ class HookPoint(nn.Module):
         watched.register_hook(on_gradient)
         return watched
 
-    def has_hooks(self) -> bool:
-        """True when anything is attached, torch's own module hooks included."""
-        return bool(self.fwd_hooks or self.bwd_hooks or self._has_torch_hooks())
+    def has_hooks(
+        self,
+        dir: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = True,
+        level: int | None = None,
+    ) -> bool:
+        """True when anything is attached, of that direction and level.
+
+        Torch's own module hooks count where no direction or level is asked for.
+        """
+        if dir == "both" and including_permanent and level is None:
+            return bool(self.fwd_hooks or self.bwd_hooks or self._has_torch_hooks())
+        handles = [h for d, hs in (("fwd", self.fwd_hooks), ("bwd", self.bwd_hooks)) if dir in (d, "both") for h in hs]
+        return any(
+            (including_permanent or not handle.is_permanent) and level in (None, handle.context_level)
+            for handle in handles
+        )
 
     def is_only_read(self) -> bool:
         """True when what is attached cannot change the activation and asks for no gradient (a cache, say)."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.cache import ActivationCache
+from interp.caching_hooks import CachingHooks
 from interp.collector import Collector
 from interp.errors import LabError, UnknownHookError
 from interp.hook_point import Direction, HookFn, HookHandle, HookPoint
@@ -36,9 +37,10 @@ NameFilter = str | Sequence[str] | Callable[[str], bool] | None
 NamedHook = tuple[str | Callable[[str], bool], HookFn]
 
 
-class HookedModule(nn.Module):
+class HookedModule(CachingHooks, nn.Module):
     """A module whose `HookPoint`s have names. Call `setup()` at the end of the constructor."""
 
+    cache_class = ActivationCache  # what run_with_cache gives
     hook_dict: dict[str, HookPoint]
     mod_dict: dict[str, nn.Module]
 
@@ -113,10 +115,23 @@ class HookedModule(nn.Module):
         level: int | None = None,
     ) -> None:
         """Remove every hook; permanent ones stay unless asked, other levels stay if one is given."""
+        self.remove_all_hook_fns(direction, including_permanent, level)
+        if clear_contexts:
+            self.clear_contexts()
+
+    def remove_all_hook_fns(
+        self,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """`reset_hooks`, leaving the points' contexts."""
         for point in self.hook_dict.values():
             point.remove_hooks(direction, including_permanent, level)
-            if clear_contexts:
-                point.clear_context()
+
+    def clear_contexts(self) -> None:
+        for point in self.hook_dict.values():
+            point.clear_context()
 
     @contextmanager
     def hooks(
@@ -145,8 +160,7 @@ class HookedModule(nn.Module):
                 for handle in handles:
                     handle.remove()
                 if clear_contexts:
-                    for point in self.hook_dict.values():
-                        point.clear_context()
+                    self.clear_contexts()
 
     def run_with_hooks(
         self,
@@ -200,7 +214,7 @@ class HookedModule(nn.Module):
         tensors = collector.finish()
         if not return_cache_object:
             return output, tensors
-        return output, ActivationCache(tensors, self, has_batch_dim=not remove_batch_dim)
+        return output, self.cache_class(tensors, self, has_batch_dim=not remove_batch_dim)
 
     def _check_names(self, named_hooks: Sequence[NamedHook]) -> None:
         for name, _ in named_hooks:

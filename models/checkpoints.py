@@ -152,10 +152,10 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict without second names of the same tensor (a tied unembedding)."""
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in nn.Module.state_dict(model, keep_vars=True).items():
         seen.setdefault(id(tensor), name)
     kept = set(seen.values())
-    return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    return {name: tensor for name, tensor in nn.Module.state_dict(model).items() if name in kept}
 
 
 def _refuse_another_run(folder: Path, wanted: Mapping[str, Any]) -> None:

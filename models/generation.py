@@ -71,8 +71,11 @@ def generate_tokens(
     stop_tokens: Collection[int] = (),
     seed: int | None = None,
     mask: Bool[Tensor, "batch pos"] | None = None,
+    freq_penalty: float | int = 0.0,
 ) -> Int[Tensor, "batch longer_pos"]:
     """`generate` for ids: the rows and up to `max_new_tokens` more. mask: False for padding, on the left.
+
+    freq_penalty: taken from a token's logit, after the temperature, for each time that it is in the row already.
 
     Raises:
         LabError: as `generate`.
@@ -89,6 +92,8 @@ def generate_tokens(
         masked = mask if i == 0 else None
         resid = model(new, attention_mask=masked, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
         logits = model.logits_at(resid[:, -1:])[:, 0]  # nobody reads the others
+        if freq_penalty:
+            logits = logits - freq_penalty * temperature * counts(tokens, logits.shape[-1], mask)
         drawn = next_token(logits, temperature, top_k, top_p, source).to(tokens.dtype)
         new = rearrange(torch.where(ended, tokens[:, -1], drawn), "batch -> batch 1")
         tokens = torch.cat([tokens, new], 1)
@@ -144,6 +149,16 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
     out = probabilities.cumsum(-1) - probabilities >= p
     out[:, 0] = False
     return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
+
+
+def counts(
+    tokens: Int[Tensor, "batch pos"], d_vocab: int, mask: Bool[Tensor, "batch prompt_pos"] | None = None
+) -> Int[Tensor, "batch d_vocab"]:
+    """How often each token is in each row. mask: False for padding, of the first positions."""
+    real = torch.ones_like(tokens)
+    if mask is not None:
+        real[:, : mask.shape[1]] = mask.to(real.dtype)
+    return torch.zeros(len(tokens), d_vocab, dtype=real.dtype, device=tokens.device).scatter_add(1, tokens, real)
 
 
 def check_settings(max_new_tokens: int, temperature: float | int, top_k: int | None, top_p: float | int | None) -> None:

@@ -87,9 +87,7 @@ class TextMethods:
             return [self._tokenizer().decode(row.tolist()) for row in ids]
         return self._tokenizer().decode(rearrange(ids, "... -> (...)").tolist())
 
-    def to_str_tokens(
-        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
-    ) -> list[Any]:
+    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> list[Any]:
         """Each token's own text, for a text or a row of ids; for a list of texts or rows or a batch, a list of lists.
 
         A batch of one row counts as that row. Without a tokenizer the ids stand for themselves. padding_side: of no
@@ -134,11 +132,15 @@ class TextMethods:
         ids = tokenizer.encode(text)
         bos = tokenizer.bos_token_id
         wanted = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-        if wanted and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
+        if wanted and bos is not None:
+            ids = self._with_start(ids, bos)
         if not ids:
             raise LabError("an empty text gives no tokens; expected at least one token, try a prompt with words.")
         return ids
+
+    def _with_start(self, ids: list[int], bos: int) -> list[int]:
+        """The ids after the start token, which a text that spells it out has already."""
+        return ids if ids[:1] == [bos] else [bos, *ids]
 
     def _padding_id(self) -> int:
         tokenizer = self._tokenizer()

@@ -1,0 +1,313 @@
+"""`HookedTransformer`: the lab's GPT with the habits of TransformerLens 2 and 3's class of that name.
+
+A script written for that class changes its import and its loading line:
+
+    from models.hooked_transformer import HookedTransformer, HookedTransformerConfig
+    from models import hooked_utils as utils
+
+    model = HookedTransformer.from_pretrained("gpt2")       # weights processed, as there
+    model = HookedTransformer(HookedTransformerConfig(n_layers=2, d_model=64, n_ctx=32, d_head=16, d_vocab=97))
+
+What most models need is on `GPT` itself. Here is what is habit: weights processed by default, a config that can be
+assigned to, state dicts under HookedTransformer's names, its `generate`, its cache that changes in place.
+
+Where the lab departs on purpose: every hook point fires, whatever the flags (they say what an unfiltered cache keeps);
+masked scores are the lowest finite number; padding is masked, in the loss too; a text that does not fit the context
+window is refused, not cut; learned positions are called "learned"; where heads share keys, `blocks[i].attn.W_K` holds
+each once, while `model.W_K` repeats them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.cache import ActivationCache
+from interp.errors import LabError
+from interp.factored_matrix import FactoredMatrix
+from interp.hook_point import Direction, HookFn, HookHandle, HookPoint
+from interp.kv_cache import KeyValueCache
+from models.config import TransformerConfig
+from models.devices import available, dtype_of
+from models.gpt import GPT
+from models.hooked_cache import HookedCache
+from models.hooked_config import FLAGS, HookedTransformerConfig, plain_fields
+from models.hooked_text import HookedText
+from models.hooked_weights import from_hooked, to_hooked, unmatched
+from models.processing import process_weights
+
+__all__ = [
+    "ActivationCache",
+    "FactoredMatrix",
+    "HookPoint",
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "KeyValueCache",
+]
+
+
+class Keys(NamedTuple):
+    """Names that `load_state_dict` could not match."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class HookedTransformer(HookedText):
+    """A `GPT` that scripts written for HookedTransformer take for theirs.
+
+    cfg: a `HookedTransformerConfig`, a dictionary of its fields, or a `TransformerConfig`. tokenizer: the lab's, or a
+    fast one of transformers. move_to_device: to `cfg.device`, or without one to the first GPU if there is one.
+    default_padding_side: "left" or "right"; it can be changed later as `model.tokenizer.padding_side`.
+    """
+
+    cache_class = HookedCache
+
+    def __init__(
+        self,
+        cfg: TransformerConfig | Mapping[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: str | None = None,
+    ) -> None:
+        hooked = HookedTransformerConfig.of(cfg)
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(hooked, None, available(hooked.device or best) if move_to_device else None)
+        self.init_weights()
+        if tokenizer is not None:
+            self.set_tokenizer(tokenizer, default_padding_side)
+        for flag in FLAGS:
+            self._assigned(flag, getattr(hooked, flag))
+        hooked.tell(self._assigned)
+
+    @classmethod
+    def of(cls, model: GPT, tokenizer: Any = None, default_padding_side: str | None = None) -> Self:
+        """A HookedTransformer of the same parameters as `model`, not copies of them."""
+        with torch.device("meta"):
+            hooked = cls(plain_fields(model.cfg) | {"device": None}, move_to_device=False)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            owner, _, leaf = name.rpartition(".")
+            setattr(hooked.get_submodule(owner), leaf, parameter)
+        hooked.revision = model.revision
+        if tokenizer is not None or model.tokenizer is not None:
+            hooked.set_tokenizer(tokenizer or model.tokenizer, default_padding_side)
+        return hooked
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+        checkpoint_value: int | None = None,
+        hf_model: Any = None,
+        device: torch.device | str | None = None,
+        tokenizer: Any = None,
+        fold_value_biases: bool = True,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: str | None = None,
+        dtype: torch.dtype | str = "float32",
+        first_n_layers: int | None = None,
+        n_ctx: int | None = None,
+        revision: str | None = None,
+        **others: Any,
+    ) -> Self:
+        """A trained model by name or path, its weights processed unless told otherwise (see `models.processing`).
+
+        What `models.load` takes, and as hf_model a model of transformers, whose weights are taken then. device: by
+        default the first GPU, if there is one. checkpoint_value: the step of an earlier checkpoint. first_n_layers,
+        n_ctx: less of the model. A step of the processing that would change the predictions is left out and logged.
+
+        Raises:
+            LabError: as `models.load`, or an argument that is not known here.
+        """
+        from models.hooked_loading import fetched
+
+        place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        version = revision if checkpoint_value is None else checkpoint_value
+        precision = dtype_of(others.pop("torch_dtype", dtype))
+        model = fetched(model_name, hf_model, available(place), precision, version, first_n_layers, n_ctx, others)
+        steps = (fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices)
+        left_out = process_weights(model, *steps)
+        for step, reason in left_out.items():
+            logging.getLogger(__name__).warning("%s was left out: %s", step, reason)
+        hooked = cls.of(model, tokenizer, default_padding_side)
+        if default_prepend_bos is not None:
+            hooked.cfg.default_prepend_bos = default_prepend_bos
+        return hooked
+
+    @classmethod
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> Self:
+        """`from_pretrained` with every step of the processing off by default."""
+        steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+        return cls.from_pretrained(model_name, **(dict.fromkeys(steps, False) | options))
+
+    # -- the config: one object for the model's life ---------------------------------------------------------
+
+    @property
+    def _cfg(self) -> Any:
+        return vars(self)["hooked_cfg"]
+
+    @_cfg.setter
+    def _cfg(self, cfg: TransformerConfig) -> None:
+        if "hooked_cfg" in vars(self):
+            self._cfg.take(cfg)
+        else:
+            vars(self)["hooked_cfg"] = cfg
+
+    @property
+    def cfg(self) -> Any:
+        """The `HookedTransformerConfig`, with the current device and dtype."""
+        return super().cfg
+
+    def _assigned(self, name: str, value: Any) -> None:
+        """Do what assigning a field of the config asks for."""
+        if name in ("device", "dtype"):
+            self.to(value)
+        if name not in FLAGS:
+            return
+        points = [point for each, point in self.hook_dict.items() if each.rpartition(".")[2] in FLAGS[name]]
+        shared = self._cfg.n_kv_heads != self._cfg.n_heads
+        if value and shared and not points and name in ("use_attn_in", "ungroup_grouped_query_attention"):
+            raise LabError(
+                f"{name}: the heads of this model share keys and values, which are kept once for each group; "
+                "expected use_split_qkv_input, whose points have the axis that the model has."
+            )
+        for point in points:
+            point.on_demand = not value
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        self.cfg.use_attn_in = use_attn_in
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
+        self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+
+    # -- hooks and weights ------------------------------------------------------------------------------------
+
+    def select_hooks(self, names: Any) -> list[str]:
+        return super().select_hooks(self._meant(names))
+
+    def add_hook(
+        self,
+        name: Any,
+        hook: HookFn,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> list[HookHandle]:
+        return super().add_hook(self._meant(name), hook, dir, is_permanent, level, prepend)
+
+    def _meant(self, names: Any) -> Any:
+        """A predicate means the points of an ordinary run, and others only if it accepts none of those.
+
+        So `lambda name: "hook_q" in name` is not given `hook_q_input`, which has another shape.
+        """
+        if not callable(names):
+            return names
+        chosen = {name: point.on_demand for name, point in self.hook_dict.items() if names(name)}
+        kept = [name for name, on_demand in chosen.items() if not on_demand] or list(chosen)
+        return lambda name: name in kept
+
+    def cache_all(self, cache: dict[str, Tensor] | None, incl_bwd: bool = False, **options: Any) -> None:
+        """`add_caching_hooks` everywhere."""
+        self.add_caching_hooks(None, incl_bwd, cache=cache, **options)
+
+    def cache_some(self, cache: dict[str, Tensor] | None, names: Any, incl_bwd: bool = False, **options: Any) -> None:
+        """`add_caching_hooks` where a predicate says."""
+        self.add_caching_hooks(names, incl_bwd, cache=cache, **options)
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """The weights under HookedTransformer's names, in its shapes; as a part of another module under our own."""
+        if args or prefix or kwargs.get("destination") is not None:
+            return super().state_dict(*args, prefix=prefix, **kwargs)
+        return to_hooked(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights under HookedTransformer's names; its buffers (`attn.mask`, `attn.IGNORE`, ...) are left out.
+
+        Raises:
+            LabError: tensors are missing or unexpected (unless strict=False, which returns their names), or of other
+                shapes; nothing was changed then.
+        """
+        nn.Module.load_state_dict(self, from_hooked(state_dict, self.cfg, strict), strict=False, assign=assign)
+        return Keys(*unmatched(state_dict, self.cfg))
+
+    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], **steps: bool) -> None:
+        """`load_state_dict`, then `process_weights_`."""
+        self.load_state_dict(state_dict)
+        self.process_weights_(**steps)
+
+    def process_weights_(self, **steps: bool) -> None:
+        """The weights rewritten in place with the same predictions; see `models.processing.process_weights`."""
+        process_weights(self, **steps)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw fresh weights: every matrix normal(0, cfg.init_range), every bias 0, every gain as it is.
+
+        From `cfg.seed`, or torch's own state without one. The draws are not HookedTransformer's, their law is.
+        """
+        cfg = self.cfg
+        if self.device.type == "meta":
+            return
+        source = None if cfg.seed is None else torch.Generator(self.device).manual_seed(cfg.seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, cfg.init_range, generator=source)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:
+        return super().to(*args, **kwargs)
+
+    def mps(self) -> Self:
+        return self.to(available("mps"))
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._of_each_head(super().W_K)
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._of_each_head(super().W_V)
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        return self._of_each_head(super().b_K)
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        return self._of_each_head(super().b_V)
+
+    def _of_each_head(self, stacked: Float[Tensor, "layer kv_head *axes"]) -> Float[Tensor, "layer head *axes"]:
+        return repeat(stacked, "layer kv ... -> layer (kv group) ...", group=self.cfg.n_heads // self.cfg.n_kv_heads)
+
+    @property
+    def W_E_pos(self) -> Float[Tensor, "d_vocab_and_n_ctx d_model"]:
+        return torch.cat([self.W_E, self.W_pos])
+
+    @property
+    def n_params_total(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def all_head_labels(self) -> list[str]:
+        """ "L0H0", "L0H1", ... in the order of `cache.stack_head_results`."""
+        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
