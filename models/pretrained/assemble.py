@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,29 @@ from models.tokenizers import Tokenizer
 
 
 def hollow(cfg: TransformerConfig, tokenizer: Tokenizer | None) -> GPT:
-    """A model whose parameters have shapes but no storage."""
-    with torch.device("meta"):
-        return GPT(replace(cfg, device=None), tokenizer)
+    """A model whose parameters have shapes but no storage.
+
+    Raises:
+        LabError: the sizes are beyond what a tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            return GPT(replace(cfg, device=None), tokenizer)
+    except (RuntimeError, OverflowError) as error:
+        raise LabError(f"config.json asks for sizes that no tensor has: {str(error).partition(chr(10))[0]}.") from error
+
+
+def check_depth(n_layers: Any, stored: StoredTensors) -> None:
+    """Compare a number of layers with that of the tensors, before anything is made for every layer.
+
+    Raises:
+        LabError: there are more layers.
+    """
+    if isinstance(n_layers, int) and n_layers > len(stored.entries):
+        raise LabError(
+            f"config.json contradicts the weights: {str(stored.label)!r} has {len(stored.entries)} tensors, the config "
+            f"{n_layers} layers."
+        )
 
 
 def fill(

@@ -11,7 +11,7 @@ import torch
 from interp.errors import LabError, did_you_mean
 from models.config import DTYPES, TransformerConfig
 from models.gpt import GPT
-from models.pretrained.assemble import fill, hollow
+from models.pretrained.assemble import check_depth, fill, hollow
 from models.pretrained.family import Family, UnsupportedError
 from models.pretrained.gemma import GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
@@ -76,8 +76,9 @@ def read(
     """
     check_plain(checkpoint, config)
     family = family_of(config)
-    cfg = replace(_read_config(family, config), model_name=checkpoint.name)
     stored = open_tensors(checkpoint.directory)
+    check_depth(config.get("num_hidden_layers", config.get("n_layer")), stored)
+    cfg = replace(_read_config(family, config), model_name=checkpoint.name)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
     entries, head = family.prefixed(cfg, prefix), f"{family.head}.weight"

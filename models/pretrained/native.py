@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from interp.errors import LabError
 from models.config import TransformerConfig
 from models.gpt import GPT
-from models.pretrained.assemble import fill, hollow
+from models.pretrained.assemble import check_depth, fill, hollow
 from models.pretrained.family import Entry
 from models.pretrained.folders import replace_folder
 from models.pretrained.places import Checkpoint
@@ -62,6 +62,7 @@ def read(
     directory, step = checkpoint.directory, checkpoint.step
     stored = open_tensors(directory) if step is None else open_file(weights_at(directory, step))
     cfg = read_config(config)
+    check_depth(cfg.n_layers, stored)
     model = hollow(cfg, tokenizer)
     entries = [Entry(name, (name,)) for name, _ in model.named_parameters()]
     return fill(model, entries, stored, "(?!)", device, dtype or cfg.dtype)

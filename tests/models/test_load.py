@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from interp.errors import LabError
 from models import GPT, TransformerConfig, load
-from models.pretrained import places, zoo_names
+from models.pretrained import places, tensors, zoo_names
 from models.pretrained.gemma import GEMMA3
 from models.rotary_scaling import RotaryScaling
 from models.tokenizers import characters
 
 TINY: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_vocab": 7, "n_ctx": 6, "seed": 0}
+ROOT = Path(__file__).parents[2]
 TOKENS = torch.tensor([[0, 1, 2, 3]])
 OTHER_SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -220,6 +224,79 @@ def test_a_tied_checkpoint_may_store_its_embedding_twice_but_not_two_of_them(tmp
     assert "tie_word_embeddings" in message_of(directory)
 
 
+# Loads a directory, runs it, and prints by how many bytes memory exceeded what it was after the imports, at most.
+HIGH_WATER = """
+import sys, torch
+from pathlib import Path
+from models import load
+
+def resident(entry):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(entry + ":")[1].split()[0]) * 1024
+
+with torch.inference_mode():
+    torch.nn.functional.linear(torch.ones(4, 256), torch.ones(256, 256))  # what torch fetches for its first product
+    Path("/proc/self/clear_refs").write_text("5")  # the mark starts here
+    before = resident("VmRSS")
+    load(sys.argv[1])(torch.arange(16)[None])
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's high-water mark of memory")
+def test_loading_and_running_a_sharded_checkpoint_takes_its_size_and_a_piece(tmp_path: Path) -> None:
+    """Every resident page counts, those of mapped files too. The table of token vectors alone is two pieces, so mapping
+    it whole would show. The slack of 16 MiB is for the config, modules and activations (measured: 5 MiB); 1 GB and its
+    1.15 times are in `python -m tests.benchmarks.loading`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8, max_position_embeddings=64))
+    model.save_pretrained(tmp_path, max_shard_size="70MB")
+    files = list(tmp_path.glob("model-*.safetensors"))
+    size = sum(path.stat().st_size for path in files)
+    assert len(files) >= 3
+    assert size > 190e6
+    command = [sys.executable, "-c", HIGH_WATER, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert size < int(found.stdout) < size + tensors.PIECE + 16 * 2**20
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_weights_that_come_in_many_pieces_are_the_same(
+    shape: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do in models larger than these: here a piece is two rows of the stream's width."""
+    original = tiny(**OTHER_SHAPES[shape])
+    directory = original.export(tmp_path / "x")
+    if form == "bin":
+        torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+    monkeypatch.setattr(tensors, "PIECE", 2 * 8 * 4)
+    embedding = "model.embed_tokens.weight" if shape == "llama" else "transformer.wte.weight"
+    assert len(list(tensors.open_tensors(directory).pieces(embedding))) == 4
+    weights = load(directory).state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in original.state_dict().items())
+
+
+def test_shards_of_torch_files_are_open_one_at_a_time(exported: Path) -> None:
+    expected = load(exported)(TOKENS)
+    weights = load_file(exported / "model.safetensors")
+    (exported / "model.safetensors").unlink()
+    index = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(sorted(weights))}
+    for file in set(index.values()):
+        torch.save({name: weights[name] for name in weights if index[name] == file}, exported / file)
+    (exported / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    assert torch.equal(load(exported)(TOKENS), expected)
+    stored = tensors.open_tensors(exported)
+    for name in stored:
+        stored.read(name)
+        assert len(stored._opened) == 1
+
+
 # Layouts of files
 
 
@@ -281,6 +358,74 @@ def test_a_path_to_a_pickle_and_a_directory_of_pickles_are_refused(exported: Pat
     assert "Found weights.pt" in message
 
 
+# What the lab has no code for
+
+
+def bloom(directory: Path, **changes: Any) -> Path:
+    """A checkpoint of an architecture that the lab's own code lacks, with entries of config.json changed."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    BloomForCausalLM(BloomConfig(vocab_size=7, hidden_size=8, n_layer=2, n_head=2)).save_pretrained(directory)
+    change_config(directory, **changes)
+    return directory
+
+
+def test_an_architecture_without_code_of_the_labs_goes_to_transformerlens_with_a_warning(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from models.bridge import Bridge
+
+    directory = bloom(tmp_path)
+    with pytest.warns(UserWarning, match="model_type='bloom'.*Loaded through TransformerLens instead"):
+        model = load(directory)
+    assert isinstance(model, Bridge)
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    # the same code on the same weights; fused and eager attention round differently
+    torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_feature_without_code_of_the_labs_goes_to_transformerlens_with_a_warning(tmp_path: Path) -> None:
+    directory = tiny(**OTHER_SHAPES["llama"]).export(tmp_path / "x")
+    change_config(directory, hidden_act="gelu_fast")
+    with pytest.warns(UserWarning, match="'gelu_fast'.*Loaded through TransformerLens instead"):
+        model = load(directory)
+    assert bool(model(TOKENS).isfinite().all())
+
+
+def test_whoever_asks_for_the_native_code_gets_it_or_an_error(tmp_path: Path) -> None:
+    message = message_of(bloom(tmp_path), backend="native")
+    assert "model_type='bloom'" in message
+    assert 'try backend="transformer-lens"' in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "lama"}, ["model_type='lama'", "closest: 'llama'", "gpt2, gpt_neox", "TransformerLens"]),
+        ({"model_type": "gemma3_txt"}, ["closest: 'gemma3_text'", "TransformerLens"]),
+        (
+            {"architectures": ["BloomForSequenceClassification"]},
+            ["model_type='bloom'", "does not predict the next token"],
+        ),
+        ({"quantization_config": {"bits": 4}}, ["quantised"]),
+        ({"auto_map": {"AutoModel": "code.py"}}, ["code of its own"]),
+    ],
+)
+def test_what_neither_backend_loads_is_told_with_both_reasons(
+    changes: dict[str, Any], said: list[str], tmp_path: Path
+) -> None:
+    message = message_of(bloom(tmp_path, **changes))
+    for fragment in said:
+        assert fragment in message
+
+
+def test_without_transformerlens_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformer_lens.model_bridge.sources", None)
+    message = message_of(bloom(tmp_path))
+    assert "model_type='bloom'" in message
+    assert "transformer_lens" in message
+
+
 # Contradictions and damage
 
 
@@ -325,6 +470,20 @@ def test_missing_and_unexpected_tensors_are_listed(exported: Path) -> None:
     assert "not expected 'transformer.h.9.ln_1.bias'" in message
 
 
+def test_of_many_missing_tensors_the_first_are_named_and_the_rest_counted(exported: Path) -> None:
+    change_config(exported, n_layer=3)
+    message = message_of(exported)
+    assert "missing 'transformer.h.2.ln_1.weight', 'transformer.h.2.ln_1.bias'" in message
+    assert "and 8 more" in message
+
+
+def test_an_index_that_leads_elsewhere_or_nowhere_is_refused(exported: Path) -> None:
+    (exported / "model.safetensors").unlink()
+    for weight_map, said in (({}, "no weight_map"), ({"a": "../../etc/passwd"}, "not there")):
+        (exported / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        assert said in message_of(exported)
+
+
 def test_quantised_tensors_are_refused(exported: Path) -> None:
     name = "transformer.wte.weight"
     change_weights(exported, **{name: torch.ones(7, 8, dtype=torch.int8)})
@@ -349,6 +508,12 @@ def test_a_config_that_is_none_is_reported(exported: Path, text: str, said: str)
         ({"n_head": 3}, "n_heads=3"),
         ({"n_embd": "wide"}, "d_model='wide'"),
         ({"n_layer": -1}, "n_layers=-1"),
+        ({"n_head": 0}, "n_heads=0"),
+        ({"vocab_size": 1.5}, "d_vocab=1.5"),
+        ({"n_embd": 10**6}, "[7, 8]"),
+        ({"n_embd": 10**15}, "sizes that no tensor has"),
+        ({"n_layer": 10**12}, "1000000000000 layers"),
+        ({"layer_norm_epsilon": "small"}, "eps='small'"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"auto_map": {"AutoModel": "code.py"}}, "code of its own"),
     ],
@@ -395,6 +560,13 @@ def test_positions_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[
     directory = tiny(**OTHER_SHAPES["llama"]).export(tmp_path / "x")
     change_config(directory, **changes)
     assert said in message_of(directory)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_more_layers_than_tensors_are_refused_before_anything_is_made_for_each(kind: str, tmp_path: Path) -> None:
+    directory = tiny(**OTHER_SHAPES["llama"]).export(tmp_path / "x")
+    change_config(directory, model_type=kind, num_hidden_layers=10**12)
+    assert "the config 1000000000000 layers" in message_of(directory)
 
 
 @pytest.mark.parametrize("window", [6, 100])
