@@ -37,7 +37,7 @@ from models.bridge_points import (
     needed_switches,
     switched_on,
 )
-from models.bridge_views import config_of, departures, weights_of
+from models.bridge_views import BridgeNorm, config_of, departures, weights_of
 from models.config import TransformerConfig
 from models.loss import next_token_loss
 from models.text import Input, TextMethods
@@ -57,7 +57,8 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
     inner: the wrapped bridge, without processed weights. tokenizer: for text input; without one the model
     takes ids. revision: of the weights, for provenance.
 
-    Warns of an architecture in which components do not add up as the lab's attributions assume.
+    Warns of an architecture in which components do not add up as the lab's attributions assume; what is not accounted
+    for is in `unaccounted`, and attributions that rest on it refuse.
 
     Raises:
         LabError: the wrapped model is not one stack of blocks with attention and MLP.
@@ -72,14 +73,17 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
         self.inner = inner
         self.tokenizer = tokenizer
         self.revision = revision
-        self._cfg = config_of(inner.cfg)
+        self._cfg = config_of(inner)
         self.blocks = [weights_of(block, self._cfg) for block in inner.blocks]
+        self.ln_final = BridgeNorm(inner.ln_final)
         self._joined: set[str] = set()
         self.setup()
         self.eval()
-        if differs := departures(self):
+        self.unaccounted = departures(self)
+        if self.unaccounted:
             warnings.warn(
-                f"{self._cfg.model_name!r} is no plain transformer: {'; '.join(differs)}. Patching is not affected.",
+                f"{self._cfg.model_name!r} is no plain transformer: {'; '.join(self.unaccounted.values())}. "
+                "Patching is not affected.",
                 stacklevel=2,
             )
 
@@ -134,12 +138,19 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
         return loss if return_type == "loss" else (output, loss)
 
     def unembed(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_vocab"]:
-        """Logits of a normalised stream."""
-        return x @ self.W_U + self.b_U
+        """Logits of a normalised stream.
 
-    @property
-    def ln_final(self) -> Any:
-        return self.inner.ln_final
+        Raises:
+            LabError: the wrapped model does more to its logits than unembed and cap them.
+        """
+        if unknown := self.unaccounted.get("logits"):
+            raise LabError(f"in {self._cfg.model_name!r} {unknown}; activation_patching and ablation take any model.")
+        return self.logits_of(x)
+
+    def logits_of(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_vocab"]:
+        """x W_U + b_U, capped where the config says so."""
+        logits, cap = x @ self.W_U + self.b_U, self._cfg.output_logits_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def cfg(self) -> TransformerConfig:

@@ -36,7 +36,7 @@ SWITCHES = {
 }
 EXCLUSIVE = {"use_split_qkv_input", "use_attn_in"}  # TransformerLens serves one of them in a run
 
-_BATCH, _POS = 2, 3  # of the run that finds out which points fire
+_BATCH = 2  # of the run that finds out which points fire
 
 
 def firing_points(inner: TransformerBridge, cfg: TransformerConfig) -> dict[str, BridgePoint]:
@@ -45,11 +45,12 @@ def firing_points(inner: TransformerBridge, cfg: TransformerConfig) -> dict[str,
     wanted = {name: kind for name, kind in _names(cfg.n_layers) if name in points}
     if cfg.n_kv_heads != cfg.n_heads:  # the bridge would give keys and values the first heads' streams
         wanted = {name: kind for name, kind in wanted.items() if not name.endswith("hook_attn_in")}
-    shapes = {name: _shape(kind, cfg) for name, kind in wanted.items()}
+    n_pos = _positions(cfg)
+    shapes = {name: _shape(kind, cfg, n_pos) for name, kind in wanted.items()}
     seen: set[str] = set()
     for switches in (set(SWITCHES.values()) - {"use_attn_in"}, {"use_attn_in"}):
         with switched_on(inner, {switch for switch in switches if _can_switch_on(inner, switch)}):
-            seen |= _names_that_fire(inner, points, shapes)
+            seen |= _names_that_fire(inner, points, shapes, n_pos)
     middle = {"hook_resid_pre", "hook_attn_out"}  # what `hook_resid_mid` is served by
     for name in [name for name in seen if name.endswith("hook_resid_mid")]:
         if not {name.replace("hook_resid_mid", end) for end in middle} <= seen:
@@ -122,7 +123,7 @@ def layer_of(name: str) -> int | None:
 
 
 def _names_that_fire(
-    inner: TransformerBridge, points: dict[str, BridgePoint], shapes: dict[str, tuple[int, ...]]
+    inner: TransformerBridge, points: dict[str, BridgePoint], shapes: dict[str, tuple[int, ...]], n_pos: int
 ) -> set[str]:
     seen: set[str] = set()
 
@@ -136,7 +137,7 @@ def _names_that_fire(
     with ExitStack() as cleanup, torch.no_grad():
         for name in shapes:
             cleanup.enter_context(attached(points[name], look_for(name)))
-        inner(torch.zeros(_BATCH, _POS, dtype=torch.long, device=inner.W_E.device))
+        inner(torch.zeros(_BATCH, n_pos, dtype=torch.long, device=inner.W_E.device))
     return seen
 
 
@@ -159,8 +160,13 @@ def _names(n_layers: int) -> Iterator[tuple[str, Kind]]:
     yield from ((kind.template, kind) for kind in kinds[last:])
 
 
-def _shape(kind: Kind, cfg: TransformerConfig) -> tuple[int, ...]:
-    sizes = {"batch": _BATCH, "pos": _POS, "q_pos": _POS, "k_pos": _POS, "one": 1}
+def _positions(cfg: TransformerConfig) -> int:
+    """As many positions as no other axis is long, so that a point with its axes in another order is not taken."""
+    return next(n for n in range(_BATCH + 1, _BATCH + 5) if n not in (cfg.n_heads, cfg.n_kv_heads, cfg.head_size))
+
+
+def _shape(kind: Kind, cfg: TransformerConfig, n_pos: int) -> tuple[int, ...]:
+    sizes = {"batch": _BATCH, "pos": n_pos, "q_pos": n_pos, "k_pos": n_pos, "one": 1}
     sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads, "d_head": cfg.head_size}
     sizes |= {"d_model": cfg.d_model, "d_mlp": cfg.mlp_size, "d_vocab": cfg.n_outputs}
     return tuple(sizes[axis] for axis in kind.axes)
