@@ -3,9 +3,9 @@
 The models are random and tiny, saved by transformers, and the prompts longer than their windows and first contexts.
 
 Tolerances. float64: 1e-10, against transformers with its float32 parts widened (`tests.parity.wide`).
-float32: 1e-4, as in `test_huggingface`. bfloat16: the mean distance from float64, over all logits of the seeds, is
-at most 1.02 times that of transformers' own bfloat16. Where both round in the same places the two are equal; the
-slack is for sums that another machine takes in another order.
+float32: 1e-4, as in `test_huggingface`. bfloat16 and float16: the mean distance from float64, over all logits of the
+seeds, is at most 1.02 times that of transformers' own in the same dtype. Where both round in the same places the two
+are equal; the slack is for sums that another machine takes in another order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tests.parity.test_huggingface import FLOAT32, PATHS, Run, assert_same, hugg
 from tests.parity.wide import in_float64
 
 FLOAT64 = 1e-10
-BFLOAT16_SLACK = 1.02
+HALF_SLACK = 1.02
+HALVES = (torch.bfloat16, torch.float16)
 SEEDS = range(4)
 EVERY_FAMILY = pytest.mark.parametrize("family", MAKERS)
 EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
@@ -102,24 +103,25 @@ def test_a_padded_batch_gives_each_prompt_what_transformers_gives_it_alone(run: 
 
 
 @EVERY_FAMILY
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @torch.no_grad()
-def test_in_bfloat16_we_are_no_further_from_float64_than_transformers(family: str) -> None:
-    ours, theirs = zip(*(bfloat16_errors(family, seed) for seed in SEEDS), strict=True)
-    assert torch.cat(ours).mean() <= BFLOAT16_SLACK * torch.cat(theirs).mean()
+def test_in_16_bits_we_are_no_further_from_float64_than_transformers(family: str, dtype: torch.dtype) -> None:
+    ours, theirs = zip(*(half_errors(family, seed, dtype) for seed in SEEDS), strict=True)
+    assert torch.cat(ours).mean() <= HALF_SLACK * torch.cat(theirs).mean()
 
 
-def bfloat16_errors(family: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Distances of our and their bfloat16 logits from float64's, with the same weights."""
+def half_errors(family: str, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Distances of our and their logits in a dtype of 16 bits from float64's, with the same weights."""
     exact, tokens = made(family, seed, torch.float64), prompts(seed, batch=8)
     for parameter in exact.parameters():
-        parameter.copy_(parameter.to(torch.bfloat16))
+        parameter.copy_(parameter.to(dtype))
     reference, _ = their_run(exact, tokens)
     with tempfile.TemporaryDirectory() as directory:
         exact.save_pretrained(directory)
-        # Not `.to(bfloat16)`, which would round the rotary frequencies too.
-        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
-        ours = load(directory, dtype="bfloat16")
-    assert ours.dtype == theirs.dtype == torch.bfloat16
+        # Not `.to(dtype)`, which would round the rotary frequencies too.
+        theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        ours = load(directory, dtype=dtype)
+    assert ours.dtype == theirs.dtype == dtype
     errors = [(logits.double() - reference).abs().flatten() for logits in (ours(tokens), theirs(tokens).logits)]
     return errors[0], errors[1]
 
