@@ -258,8 +258,9 @@ def zoo_view(entries: Sequence[dict[str, Any]]) -> View:
         *summaries,
         "",
         "--model also takes a directory that model.save wrote or that Hugging Face transformers reads (GPT-2,",
-        "GPT-NeoX, GPT-J, OPT, Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2), or the id of one on the Hugging Face hub,",
-        "such as gpt2; --backend transformer-lens loads it, and other architectures, through TransformerLens.",
+        "GPT-NeoX, GPT-J, OPT, Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, StarCoder 2, StableLM), or the id of one on",
+        "the Hugging Face hub, such as gpt2. Other architectures load through TransformerLens, and a warning says so;",
+        "--backend transformer-lens loads any model that way.",
     ]
 
 

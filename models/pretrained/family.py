@@ -1,16 +1,28 @@
 """What a family of Hugging Face checkpoints is to the lab: a mapping of configs and a table of names.
 
-How to add one in an hour:
+How to add one in an hour (StarCoder 2 and StableLM came in by these steps, in a quarter of an hour each):
 
 1. Read the family's `modeling_*.py` in transformers from its decoder layer outwards, and say each difference from
-   Llama or GPT-2 as an entry of `TransformerConfig`. Where there is no such entry, add a small part to the model,
-   never a condition on the family.
-2. Write `models/pretrained/<family>.py`: `read_config` (refuse with `require` what is not computed), `entries` (one
-   `Entry` for each stored tensor), and the `Family`. `neox.py` and `phi3.py` are examples.
-3. Add it to `FAMILIES` in `huggingface.py`.
-4. Add a maker of tiny configs to `tests/parity/family_models.py` with everything the family is about switched on.
-   `tests/parity/test_families.py` then compares logits and the stream with transformers: float64 first, where a
-   wrong epsilon shows.
+   Llama or GPT-2 as an entry of `TransformerConfig`: norms (kind, places, epsilon), biases of each matrix, activation
+   and gate, one stream or two in a block, shared keys, rotation (how much of a head, which pairs, scaling), windows,
+   scales and caps, ties. Where there is no such entry, add a small part to the model, never a condition on the family.
+2. Read `configuration_*.py` for the defaults: an entry that config.json leaves out has the default of its class, which
+   is often not Llama's (`num_key_value_heads`, `tie_word_embeddings`, `hidden_act`), and old files keep rotary entries
+   at the top (`rotary.rotary_entries` reads both).
+3. Print the names and shapes in `AutoModelForCausalLM.from_config(config).state_dict()` of a tiny config: these are
+   what is stored, with `prefix` (the class's `base_model_prefix` and a dot) before all names but the head's.
+4. Write `models/pretrained/<family>.py`: `read_config` (refuse with `require` each entry that the lab does not
+   compute), `entries` (one `Entry` for each stored tensor), and the `Family`. Families that keep Llama's names take
+   `llama.shape` and `llama.table`: `stablelm.py` is an example; `starcoder2.py` has a table of its own, `neox.py` one
+   with fused tensors.
+5. Add it to `FAMILIES` in `huggingface.py`.
+6. Add a maker of tiny configs to `tests/parity/family_models.py`, under a key of `MAKERS`, with everything that the
+   family is about switched on for some seed and off for another, the window shorter than `N_CTX`, and no default left
+   where another value would show. `pytest tests/parity/test_families.py -k <family>` compares logits and the stream
+   with transformers; begin with float64, where a wrong epsilon shows. What `require` refuses goes into
+   `tests/models/test_families.py`.
+7. `python -m tests.parity.measured` prints its row of the README's table. Name the family in the README and in what
+   `interp models` says (`analyses/command_line/views.py`).
 """
 
 from __future__ import annotations
