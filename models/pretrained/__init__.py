@@ -3,6 +3,7 @@
 model = load("town")                                    # from the zoo that ships with the lab
 model = load("induction-2l", revision="step-400")       # an earlier checkpoint of it
 model = load("checkpoints/mine", dtype="bfloat16")      # what model.save wrote, or a Hugging Face directory
+model = load("checkpoints/theirs")                      # a HookedTransformer's config as JSON, and its state dict
 model = load("gpt2", device="cuda")                     # from the Hugging Face hub
 model = load("gpt2", backend="transformer-lens")        # as TransformerLens's TransformerBridge
 model = load("bigscience/bloom-560m")                   # the same, with a warning: the lab has no code of its own
@@ -19,7 +20,7 @@ import torch
 from interp.errors import LabError, choose
 from models.devices import available, dtype_of
 from models.gpt import GPT
-from models.pretrained import huggingface, native
+from models.pretrained import hooked, huggingface, native
 from models.pretrained.family import UnsupportedError
 from models.pretrained.places import Checkpoint, locate, zoo_names
 from models.pretrained.tensors import read_json
@@ -94,7 +95,7 @@ def load(
 
 def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> GPT:
     config = read_json(checkpoint.directory / "config.json")
-    read = native.read if native.is_native(config) else huggingface.read
+    read = native.read if native.is_native(config) else hooked.read if hooked.is_hooked(config) else huggingface.read
     model = read(checkpoint, config, _tokenizer(checkpoint.directory), device, dtype)
     model.revision = checkpoint.revision
     return model

@@ -1,9 +1,11 @@
 """Run by an interpreter that has transformer-lens 3: what HookedTransformer computes from given weights.
 
-    python hooked_transformer_oracle.py JOB.json WEIGHTS.safetensors VALUES.safetensors
+    python hooked_transformer_oracle.py JOBS.json WEIGHTS.safetensors VALUES.safetensors
 
-The job holds the arguments of `HookedTransformerConfig`, the tokens and two answers. The values are named
-`run/hook name`, with "_grad" for gradients of the loss, and `method/...` for the residual arithmetic.
+JOBS maps the name of a model to its job: the arguments of `HookedTransformerConfig`, the tokens, two answers, the flags
+of each further run, and the methods of the cache with their arguments. Every weight is named `model/name`; every value
+`model/weights or folded/run/hook name`, with "_grad" for the gradient of the loss, or `.../method/...`. Labels of
+methods are JSON in the metadata of VALUES.
 """
 
 import json
@@ -13,67 +15,100 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
 
-def build(job, weights):
-    model = HookedTransformer(HookedTransformerConfig(**job["config"]), move_to_device=False)
+
+def build(config, weights):
+    config = HookedTransformerConfig(**config | {"dtype": getattr(torch, config["dtype"])})
+    model = HookedTransformer(config, move_to_device=False)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    own = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
     assert not unexpected, unexpected
-    assert all(name.endswith(own) for name in missing), missing
+    assert all(name.endswith(BUFFERS) for name in missing), missing
     return model
 
 
-def run(model, tokens, label, values):
+def folded(model, config):
+    """The model after the steps of `load_and_process_state_dict`, one by one, as it would round everything to float32.
+
+    `center_writing_weights` belongs to layer norms, as there.
+    """
+    layer_norms = config["normalization_type"] == "LN"
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(BUFFERS)}
+    state = model.fold_layer_norm(state, fold_biases=layer_norms, center_weights=layer_norms)
+    if layer_norms:
+        state = model.center_writing_weights(state)
+    state = model.fold_value_biases(model.center_unembed(state))
+    norms = (".ln1.w", ".ln1.b", ".ln2.w", ".ln2.b")
+    state = {n: t for n, t in state.items() if not n.endswith(norms) and not n.startswith("ln_final.")}
+    config = config | {"normalization_type": config["normalization_type"] + "Pre"}
+    return build(config, state), config, state
+
+
+def run(model, tokens, at, values):
+    """Every hook point and its gradient."""
     _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
     for name, tensor in cache.items():
-        values[f"{label}/{name}"] = tensor.detach().clone()
+        values[f"{at}/{name}"] = tensor.detach().clone()
     return cache
 
 
-def arithmetic(cache, n_layers, values):
-    methods = {
-        "accumulated": cache.accumulated_resid(incl_mid=True),
-        "accumulated_normed": cache.accumulated_resid(apply_ln=True),
-        "accumulated_at_1": cache.accumulated_resid(1, apply_ln=True, incl_mid=True),
-        "decomposed": cache.decompose_resid(),
-        "decomposed_at_1": cache.decompose_resid(1, mlp_input=True, apply_ln=True),
-        "decomposed_normed_last": cache.decompose_resid(apply_ln=True, pos_slice=-1),
-        "heads": cache.stack_head_results(incl_remainder=True),
-        "heads_at_1": cache.stack_head_results(1, pos_slice=[0, 2], apply_ln=True),
-        "neurons": cache.stack_neuron_results(-1, incl_remainder=True, neuron_slice=(1, 4)),
-        "full": cache.get_full_resid_decomposition(n_layers, pos_slice=(1, 3)),
-        "full_mlps": cache.get_full_resid_decomposition(expand_neurons=False, apply_ln=True),
-    }
-    for name, stack in methods.items():
-        values[f"method/{name}"] = stack.detach().clone()
+def sum_gradients_of_ln1(model, tokens, at, values):
+    """ln1 runs once for queries, keys and values each, and the cache kept the last one's share of the gradient."""
+    sums = {}
+
+    def add(grad, hook):
+        sums[hook.name] = sums.get(hook.name, 0) + grad
+
+    with model.hooks(bwd_hooks=[(lambda name: ".ln1." in name, add)]):
+        model(tokens, return_type="loss").backward()
+    for name, total in sums.items():
+        values[f"{at}/{name}_grad"] = total
 
 
-def attributions(model, tokens, right, wrong, values):
-    """With the gain of the final norm folded into the unembedding, without which they would not be exact."""
-    kept = {"center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-    model.load_and_process_state_dict(model.state_dict(), fold_ln=True, **kept)
-    _, cache = model.run_with_cache(tokens)
-    values["method/logit_attrs"] = cache.logit_attrs(cache.decompose_resid(), tokens).detach().clone()
-    difference = cache.logit_attrs(cache.stack_head_results(pos_slice=-1), right, wrong, pos_slice=-1)
-    values["method/logit_attrs_difference"] = difference.detach().clone()
+def methods(cache, job, at, values, labels):
+    for label, (method, arguments) in job["methods"].items():
+        found = getattr(cache, method)(**arguments)
+        stack, labels[f"{at}/{label}"] = found if isinstance(found, tuple) else (found, None)
+        values[f"{at}/method/{label}"] = stack.detach().clone()
+    attributions(cache, job, f"{at}/method", values)
 
 
-def main(job_path, weights_path, values_path):
-    with open(job_path, encoding="utf-8") as file:
-        job = json.load(file)
+def attributions(cache, job, at, values):
+    tokens, right, wrong = (torch.tensor(job[name]) for name in ("tokens", "right", "wrong"))
+    layers = cache.decompose_resid(layer=-1)
+    values[f"{at}/logit_attrs"] = cache.logit_attrs(layers, tokens).detach().clone()
+    heads = cache.stack_head_results(layer=-1, pos_slice=-1)
+    values[f"{at}/logit_attrs_difference"] = cache.logit_attrs(heads, right, wrong, pos_slice=-1).detach().clone()
+
+
+def answer(name, job, weights, values, labels):
     tokens = torch.tensor(job["tokens"])
-    weights, values = load_file(weights_path), {}
-    model = build(job, weights)
-    values["logits"] = model(tokens).detach().clone()
-    cache = run(model, tokens, "plain", values)
-    arithmetic(cache, model.cfg.n_layers, values)
-    for label, flags in job["runs"].items():
-        model = build(job, weights)
-        for flag in flags:
-            setattr(model.cfg, flag, True)
-        run(model, tokens, label, values)
-    attributions(build(job, weights), tokens, torch.tensor(job["right"]), torch.tensor(job["wrong"]), values)
-    save_file({name: tensor.contiguous() for name, tensor in values.items()}, values_path)
+    plain = build(job["config"], weights)
+    after, config, state = folded(plain, job["config"])
+    for label, tensor in state.items():
+        values[f"{name}/processed/{label}"] = tensor.detach().clone()
+    for stage, model, cfg, own in (("plain", plain, job["config"], weights), ("folded", after, config, state)):
+        at = f"{name}/{stage}"
+        values[f"{at}/logits"] = model(tokens).detach().clone()
+        methods(run(model, tokens, f"{at}/run", values), job, at, values, labels)
+        sum_gradients_of_ln1(model, tokens, f"{at}/run", values)
+        for label, flags in job["runs"].items():
+            model = build(cfg, own)
+            for flag in flags:
+                setattr(model.cfg, flag, True)
+            run(model, tokens, f"{at}/{label}", values)
+
+
+def main(jobs_path, weights_path, values_path):
+    torch.set_default_dtype(torch.float64)  # `accumulated_bias` sums in the default dtype, whatever the model's
+    with open(jobs_path, encoding="utf-8") as file:
+        jobs = json.load(file)
+    weights, values, labels = load_file(weights_path), {}, {}
+    for name, job in jobs.items():
+        own = {key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items() if key.startswith(f"{name}/")}
+        answer(name, job, own, values, labels)
+    values = {name: tensor.contiguous() for name, tensor in values.items()}
+    save_file(values, values_path, metadata={"labels": json.dumps(labels)})
 
 
 if __name__ == "__main__":
