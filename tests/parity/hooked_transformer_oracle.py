@@ -5,11 +5,12 @@
 JOBS maps the name of a model to its job: the arguments of `HookedTransformerConfig`, the tokens, two answers, the flags
 of each further run, and the methods of the cache with their arguments. Every weight is named `model/name`; every value
 `model/weights or folded/run/hook name`, with "_grad" for the gradient of the loss, or `.../method/...`. Labels of
-methods are JSON in the metadata of VALUES.
+methods are JSON in the metadata of VALUES. Beside it lie `model-plain/` and `model-folded/`, as one saves such a model.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,14 +82,29 @@ def attributions(cache, job, at, values):
     values[f"{at}/logit_attrs_difference"] = cache.logit_attrs(heads, right, wrong, pos_slice=-1).detach().clone()
 
 
-def answer(name, job, weights, values, labels):
+def processed_by_loading(job, weights):
+    """The weights after `load_and_process_state_dict`, which works in float32 whatever the dtype."""
+    model = build(job["config"], weights)
+    model.load_and_process_state_dict(model.state_dict())
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(BUFFERS)}
+
+
+def save(model, directory):
+    directory.mkdir()
+    torch.save(model.state_dict(), directory / "model.pth")
+    (directory / "config.json").write_text(json.dumps(model.cfg.to_dict(), default=str), encoding="utf-8")
+
+
+def answer(name, job, weights, values, labels, folder):
     tokens = torch.tensor(job["tokens"])
     plain = build(job["config"], weights)
     after, config, state = folded(plain, job["config"])
-    for label, tensor in state.items():
-        values[f"{name}/processed/{label}"] = tensor.detach().clone()
+    for way, processed in (("processed", state), ("loaded", processed_by_loading(job, weights))):
+        for label, tensor in processed.items():
+            values[f"{name}/{way}/{label}"] = tensor.detach().clone()
     for stage, model, cfg, own in (("plain", plain, job["config"], weights), ("folded", after, config, state)):
         at = f"{name}/{stage}"
+        save(model, folder / f"{name}-{stage}")
         values[f"{at}/logits"] = model(tokens).detach().clone()
         methods(run(model, tokens, f"{at}/run", values), job, at, values, labels)
         sum_gradients_of_ln1(model, tokens, f"{at}/run", values)
@@ -106,7 +122,7 @@ def main(jobs_path, weights_path, values_path):
     weights, values, labels = load_file(weights_path), {}, {}
     for name, job in jobs.items():
         own = {key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items() if key.startswith(f"{name}/")}
-        answer(name, job, own, values, labels)
+        answer(name, job, own, values, labels, Path(values_path).parent)
     values = {name: tensor.contiguous() for name, tensor in values.items()}
     save_file(values, values_path, metadata={"labels": json.dumps(labels)})
 

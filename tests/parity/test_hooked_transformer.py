@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp import ActivationCache
-from models import GPT, TransformerConfig, processing
-from models.hooked_weights import config_of_hooked, from_hooked, to_hooked
+from models import GPT, TransformerConfig, load, processing
+from models.hooked_weights import to_hooked
 from tests.strategies import random_model
 
 PYTHON = os.environ.get("INTERP_TL3_PYTHON")
@@ -133,6 +133,7 @@ class Answers:
     """What HookedTransformer computes from the weights of our models."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.models = {name: random_model(cfg, seed=11) for name, cfg in MODELS.items()}
         jobs = {
             name: {
@@ -258,18 +259,23 @@ def test_attribution_is_exact_and_theirs_is_once_the_gain_is_folded(subject: Sub
 
 @pytest.mark.parametrize("name", MODELS)
 def test_processed_weights_are_theirs_weight_by_weight(answers: Answers, name: str) -> None:
+    """Those of its steps one by one in float64, and of loading with all of them, which rounds to float32."""
     folded = Subject(answers, name, "folded")
-    ours, start = to_hooked(folded.model), f"{name}/processed/"
-    theirs = {key.removeprefix(start): value for key, value in answers.values.items() if key.startswith(start)}
-    assert set(ours) == set(theirs)
-    for weight, value in theirs.items():
-        _assert_same(ours[weight], value, weight)
+    ours = to_hooked(folded.model)
+    for way, tolerance in (("processed", 1e-10), ("loaded", 1e-5)):
+        start = f"{name}/{way}/"
+        theirs = {key.removeprefix(start): value for key, value in answers.values.items() if key.startswith(start)}
+        assert set(ours) == set(theirs)
+        for weight, value in theirs.items():
+            torch.testing.assert_close(ours[weight], value, atol=tolerance, rtol=tolerance, msg=f"{way} {weight}")
     layer_norms = MODELS[name].normalization_type == "LN"
     assert set(folded.skipped) == (set() if layer_norms else {"center_writing_weights"})
 
 
-def test_their_state_dict_and_config_make_the_same_model(subject: Subject) -> None:
-    cfg = config_of_hooked(their_config(subject.model.cfg) | {"dtype": "torch.float64"})
-    model = GPT(cfg)
-    model.load_state_dict(from_hooked(to_hooked(subject.model), cfg))
-    _assert_same(model(subject.tokens), subject.values[f"{subject.name}/{subject.stage}/logits"], "logits")
+def test_the_directory_of_a_hooked_transformer_loads_as_the_same_model(answers: Answers, subject: Subject) -> None:
+    """Its state dict with all buffers, as `torch.save` wrote it, and its config as JSON."""
+    loaded = load(answers.folder / f"{subject.name}-{subject.stage}")
+    assert loaded.dtype is torch.float64
+    _assert_same(loaded(subject.tokens), subject.values[f"{subject.name}/{subject.stage}/logits"], "logits")
+    for name, value in to_hooked(loaded).items():
+        _assert_same(value, to_hooked(subject.model)[name], name)
