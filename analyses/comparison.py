@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.losses import TokenLosses, token_losses
@@ -150,16 +150,22 @@ class ComparisonResult(Result):
         return (whole, *(section for part in self.parts.values() for section in part.sections()))
 
 
-def compare(a: HookedModel | Any, b: HookedModel | Any, texts: Texts, seed: int = 0) -> ComparisonResult:
+def compare(
+    a: HookedModel | Any,
+    b: HookedModel | Any,
+    texts: Texts,
+    mask: Bool[Tensor, "_ _"] | None = None,
+    seed: int = 0,
+) -> ComparisonResult:
     """Compare two models on one text or several, or on token ids (a row, rows, or a list of rows).
 
     What two models of different sizes or vocabularies do not allow is left out, and `left_out` says why.
-    seed: of the random tokens that the heads' roles are scored on.
+    mask: for rows of ids that are padded, which are real. seed: of the random tokens that heads' roles are scored on.
 
     Raises:
         LabError: texts that one of the models cannot take, or that they divide into different tokens.
     """
-    text = same_text(a, b, texts)
+    text = same_text(a, b, texts, mask)
     left_out: dict[str, str] = {}
 
     def part(name: str, analysis: Callable[[], Any]) -> Any:

@@ -111,20 +111,30 @@ class SameText:
 
 
 Texts: TypeAlias = (
-    SameText | str | Sequence[str] | Int[Tensor, "pos"] | Int[Tensor, "batch pos"] | Sequence[Int[Tensor, "_"]]
+    SameText
+    | str
+    | Sequence[str]
+    | Int[Tensor, "pos"]
+    | Int[Tensor, "batch pos"]
+    | Sequence[Int[Tensor, "_"]]
+    | Sequence[Sequence[int]]
 )
 
 
-def same_text(a: HookedModel | Any, b: HookedModel | Any, texts: Texts) -> SameText:
+def same_text(
+    a: HookedModel | Any, b: HookedModel | Any, texts: Texts, mask: Bool[Tensor, "_ _"] | None = None
+) -> SameText:
     """One text or several, or token ids (a row, rows of one length, or a list of rows), as both models read them.
+
+    mask: for rows of ids that are padded, which are real. The rest is taken off.
 
     Raises:
         LabError: no text, an empty or too long one, ids for models of different vocabularies, or texts that the
-            models divide differently.
+            models divide differently; a mask that does not fit.
     """
     if isinstance(texts, SameText):
         return texts
-    several = _several(texts)
+    several = _several(texts) if mask is None else _without_padding(texts, mask)
     rows_a, rows_b = ([_row(model, other, text) for text in several] for model, other in ((a, b), (b, a)))
     same = a.cfg.d_vocab == b.cfg.d_vocab and all(map(torch.equal, rows_a, rows_b))
     if not same:
@@ -144,6 +154,13 @@ def _several(texts: Any) -> list[Any]:
     if not several or len({isinstance(text, str) for text in several}) > 1:
         raise LabError(f"expected one text or more, or rows of token ids; given {several!r}.")
     return [text if isinstance(text, str) else torch.as_tensor(text) for text in several]
+
+
+def _without_padding(rows: Any, mask: Bool[Tensor, "_ _"]) -> list[Tensor]:
+    if not isinstance(rows, Tensor) or rows.shape != mask.shape:
+        given = list(rows.shape) if isinstance(rows, Tensor) else rows
+        raise LabError(f"a mask goes with token ids of its own shape, {list(mask.shape)}; given {given!r}.")
+    return [row[real] for row, real in zip(rows, mask, strict=True)]
 
 
 def _row(model: HookedModel | Any, other: HookedModel | Any, text: Any) -> Row:

@@ -105,6 +105,7 @@ def training_course(
         found.append(_measured(model, final, text, repeats))
         names.append(name)
         origins[name] = provenance.weights_hash(model)
+        del model  # before the next one is loaded
     if not found:
         raise LabError(f"{final.cfg.model_name!r} came without earlier checkpoints; expected at least one.")
     found.append(_measured(final, final, text, repeats))

@@ -57,7 +57,7 @@ def compare(
 
     model = chosen.load()
     second = replace(chosen, model=other, backend=other_backend, revision=other_revision).load()
-    found = with_task(compare_models(model, second, texts.read(model), texts.seed), texts)
+    found = with_task(compare_models(model, second, texts.read(model), seed=texts.seed), texts)
     deliver(output, found.to_dict(), comparison_view(found, top), found)
 
 
