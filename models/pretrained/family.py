@@ -1,6 +1,6 @@
 """What a family of Hugging Face checkpoints is to the lab: a mapping of configs and a table of names.
 
-How to add one in an hour (StarCoder 2 and StableLM came in by these steps, in a quarter of an hour each):
+How to add one in an hour (StarCoder 2, StableLM and Gemma came in by these steps, in a quarter of an hour each):
 
 1. Read the family's `modeling_*.py` in transformers from its decoder layer outwards, and say each difference from
    Llama or GPT-2 as an entry of `TransformerConfig`: norms (kind, places, epsilon), biases of each matrix, activation

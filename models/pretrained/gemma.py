@@ -1,7 +1,7 @@
-"""Gemma 2 (arXiv:2408.00118) and the text models of Gemma 3 (arXiv:2503.19786).
+"""Gemma (arXiv:2403.08295), Gemma 2 (arXiv:2408.00118) and the text models of Gemma 3 (arXiv:2503.19786).
 
-Llama's names, with norms before and after attention and MLP whose gains are stored as their distance from 1,
-scaled embeddings, and layers with a window between the others. Gemma 2 caps scores and logits, Gemma 3 normalises
+Llama's names, with gains stored as their distance from 1, and scaled embeddings. The later two have norms before and
+after attention and MLP, and layers with a window between the others. Gemma 2 caps scores and logits, Gemma 3 normalises
 queries and keys and turns the layers with a window by angles of their own.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 from models.config import TransformerConfig
 from models.pretrained.family import Entry, Family, activation, require, wanted
 from models.pretrained.llama import FIXED, QK_NORMS, shape, table
+from models.pretrained.llama import entries as llama_entries
 from models.pretrained.rotary import local_layers, rotary, rotary_entries
 
 _NORMS = (
@@ -23,6 +24,20 @@ _NORMS = (
 )
 
 _CAUSAL = {"use_bidirectional_attention": False}
+
+
+def read_config1(config: Mapping[str, Any]) -> TransformerConfig:
+    """Our config of a Gemma config.json.
+
+    Raises:
+        LabError: an entry is missing, or asks for what the lab does not compute.
+    """
+    stated = {"num_key_value_heads": 16, "head_dim": 256, **config}
+    name = config.get("hidden_act", "gelu_pytorch_tanh")
+    angles = rotary_entries(stated)
+    require(angles, {"partial_rotary_factor": 1.0})
+    act_fn = activation("gelu_pytorch_tanh" if name == "gelu" else name)  # the first files say gelu and mean this
+    return TransformerConfig(**(shape(stated) | _common(stated) | {"act_fn": act_fn}), **rotary(angles, stated))
 
 
 def entries2(cfg: TransformerConfig) -> list[Entry]:
@@ -69,19 +84,40 @@ def read_config3(config: Mapping[str, Any]) -> TransformerConfig:
 
 def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
     """What Gemma 2 and 3 read alike."""
-    require({"use_bidirectional_attention": bool(config.get("use_bidirectional_attention"))}, _CAUSAL)
     stated = {"num_key_value_heads": 4, "head_dim": 256, **config}
-    return shape(stated) | {
-        "act_fn": activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
+    return (
+        shape(stated)
+        | _common(config)
+        | {
+            "act_fn": activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
+            "norm_places": "both",
+            "attn_scale": config.get("query_pre_attn_scalar", 256) ** 0.5,
+            "output_logits_soft_cap": config.get("final_logit_softcapping"),
+        }
+    )
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What all three read alike."""
+    require({"use_bidirectional_attention": bool(config.get("use_bidirectional_attention"))}, _CAUSAL)
+    return {
         "mlp_bias": False,
         "tie_embeddings": config.get("tie_word_embeddings", True),
-        "norm_places": "both",
         "norm_gain_offset": 1.0,
         "embed_scale": wanted(config, "hidden_size") ** 0.5,
-        "attn_scale": config.get("query_pre_attn_scalar", 256) ** 0.5,
-        "output_logits_soft_cap": config.get("final_logit_softcapping"),
     }
 
+
+GEMMA = Family(
+    name="Gemma",
+    model_types=("gemma",),
+    architecture="GemmaForCausalLM",
+    prefix="model.",
+    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    fixed=FIXED,
+    read_config=read_config1,
+    entries=llama_entries,
+)
 
 GEMMA2 = Family(
     name="Gemma 2",

@@ -13,7 +13,7 @@ from models.config import DTYPES, TransformerConfig
 from models.gpt import GPT
 from models.pretrained.assemble import check_depth, fill, hollow
 from models.pretrained.family import Family, UnsupportedError
-from models.pretrained.gemma import GEMMA2, GEMMA3
+from models.pretrained.gemma import GEMMA, GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
 from models.pretrained.gptj import GPTJ
 from models.pretrained.llama import LLAMA
@@ -28,7 +28,7 @@ from models.pretrained.starcoder2 import STARCODER2
 from models.pretrained.tensors import StoredTensors, open_tensors
 from models.tokenizers import Tokenizer
 
-FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM)
+FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM)
 
 _OTHER_HEADS = (
     "ForMaskedLM",

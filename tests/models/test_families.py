@@ -80,6 +80,11 @@ def test_a_config_from_before_version_5_means_the_same() -> None:
             assert read(config | angles_of(config)) == today
 
 
+def test_the_gelu_of_the_first_gemma_files_is_its_tanh_approximation() -> None:
+    config = MAKERS["gemma"](0).to_dict() | {"hidden_act": "gelu"}
+    assert family_of(config).read_config(config).act_fn == "gelu_new"
+
+
 def test_the_older_names_of_longrope_mean_the_same() -> None:
     config = MAKERS["phi3-longrope"](0).to_dict()
     read = family_of(config).read_config
