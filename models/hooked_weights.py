@@ -5,7 +5,8 @@
     state_dict = to_hooked(model)                       # for HookedTransformer.load_state_dict(strict=False)
 
 Where the two keep the same numbers otherwise: a HookedTransformer has every bias, its norms' gains and token vectors
-hold `norm_gain_offset` and `embed_scale`, its gated MLPs have one bias, added after the product, and none on the gate.
+hold `norm_gain_offset` and `embed_scale`, and the `b_in` of its gated MLPs is added after the product. It has no biases
+before that product; where ours are not zero they are `mlp.b_gate` and `mlp.b_pre_linear`, which it does not know.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Place:
     """A tensor of a HookedTransformer and the parameter of ours that holds the same numbers.
 
     axes: theirs and ours, as einops patterns over `sizes(cfg)`. kept: whether our model has the parameter; where it
-    has not, theirs is zero. plus, times: theirs is ours plus the one, times the other.
+    has not, theirs is zero. plus, times: theirs is ours plus the one, times the other. extra: a HookedTransformer does
+    not know it, and it is there only where it is not zero.
     """
 
     theirs: str
@@ -63,6 +65,7 @@ class Place:
     kept: bool = True
     plus: float = 0.0
     times: float = 1.0
+    extra: bool = False
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Of the tensor that they have."""
@@ -72,24 +75,21 @@ class Place:
 def to_hooked(model: GPT) -> dict[str, Tensor]:
     """The weights under HookedTransformer's names and in its shapes; views of ours wherever the numbers are the same.
 
-    Without its buffers, which hold no weights: give it `strict=False`.
-
-    Raises:
-        LabError: biases inside a gated MLP, for which a HookedTransformer has no place.
+    Without its buffers, which hold no weights: give it `strict=False`, and see that nothing is unexpected but what a
+    HookedTransformer cannot compute (biases before the product of a gated MLP).
     """
-    cfg = model.cfg
-    lengths = sizes(cfg)
-    _check_gated_biases(model)
-    state = {}
-    for place in places(cfg):
+    lengths, state = sizes(model.cfg), {}
+    for place in places(model.cfg):
         if not place.kept:
             state[place.theirs] = torch.zeros(place.shape(lengths), device=model.device, dtype=model.dtype)
             continue
         ours = model.get_parameter(place.ours).detach()
+        if place.extra and not ours.any():
+            continue
         theirs = rearrange(ours, f"{place.axes[1]} -> {place.axes[0]}", **_named(place.axes[0], lengths))
         theirs = theirs + place.plus if place.plus else theirs
         state[place.theirs] = theirs * torch.tensor(place.times, dtype=theirs.dtype) if place.times != 1 else theirs
-    if cfg.positional_embedding_type == "sinusoidal":
+    if model.cfg.positional_embedding_type == "sinusoidal":
         state["pos_embed.W_pos"] = model.W_pos.detach()
     return state
 
@@ -103,27 +103,20 @@ def from_hooked(state_dict: Mapping[str, Tensor], cfg: TransformerConfig, strict
         LabError: tensors are missing, unexpected (all are listed) or of other shapes, or hold what this config has no
             place for, such as a bias that is not zero.
     """
-    lengths, table = sizes(cfg), _as_stored(state_dict, cfg)
     if strict:
         check_names(state_dict, cfg)
+    table = [place for place in _as_stored(state_dict, cfg) if place.theirs in state_dict]
+    _check_shapes(state_dict, table, sizes(cfg))
+    ours, after_product = {}, {}
     for place in table:
-        if place.theirs in state_dict and tuple(state_dict[place.theirs].shape) != place.shape(lengths):
-            found = list(state_dict[place.theirs].shape)
-            raise LabError(f"{place.theirs!r} has shape {found}; the config makes it {list(place.shape(lengths))}.")
-    ours = {}
-    for place in table:
-        if place.theirs not in state_dict:
-            continue
         tensor = state_dict[place.theirs]
         if place.kept:
-            tensor = tensor / torch.tensor(place.times, dtype=tensor.dtype) if place.times != 1 else tensor
-            tensor = tensor - place.plus if place.plus else tensor
-            layout = f"{place.axes[0]} -> {place.axes[1]}"
-            ours[place.ours] = rearrange(tensor, layout, **_named(place.axes[0], lengths))
+            ours[place.ours] = _ours(tensor, place, sizes(cfg))
+        elif cfg.gated_mlp and cfg.mlp_bias and place.theirs.endswith(".mlp.b_in"):
+            after_product[place.theirs.removesuffix("b_in")] = tensor
         elif tensor.any():
             raise LabError(f"{place.theirs!r} is not zero, and this config has no such weights.")
-    if cfg.gated_mlp and cfg.mlp_bias and not cfg.attn_only:
-        ours |= _gated_biases(ours)
+    _move_past_product(ours, after_product)
     if cfg.tie_embeddings:
         _check_tied(ours)
     return ours
@@ -144,7 +137,9 @@ def check_names(names: Collection[str], cfg: TransformerConfig) -> None:
 def unmatched(stored: Collection[str], cfg: TransformerConfig) -> tuple[list[str], list[str]]:
     """The names that a HookedTransformer of this config would miss, and those that it would not know."""
     known = _as_stored(stored, cfg)
-    missing = [place.theirs for place in known if place.kept and place.theirs not in stored]
+    moved = "mlp.b_in" if cfg.mlp_bias else "none"  # in a gated MLP it is no parameter of ours, and yet counts
+    wanted = [p.theirs for p in known if (p.kept or p.theirs.endswith(moved)) and not p.extra]
+    missing = [name for name in wanted if name not in stored]
     names = {place.theirs for place in known}
     extra = ("pos_embed.W_pos",) if cfg.positional_embedding_type == "sinusoidal" else ()
     return missing, [name for name in stored if name not in names and not name.endswith(BUFFERS + extra)]
@@ -191,10 +186,13 @@ def _block(cfg: TransformerConfig, at: str) -> Iterator[Place]:
     if cfg.attn_only:
         return
     for theirs, (ours, *axes) in _MLP.items():
-        has = theirs[0] == "W" or cfg.mlp_bias
+        has = theirs[0] == "W" or (cfg.mlp_bias and not (cfg.gated_mlp and theirs == "b_in"))
         yield Place(f"{at}.mlp.{theirs}", f"{at}.mlp.{ours}", (axes[0], axes[1]), has)
     if cfg.gated_mlp:
         yield Place(f"{at}.mlp.W_gate", f"{at}.mlp.gate.weight", ("model mlp", "mlp model"))
+    if cfg.gated_mlp and cfg.mlp_bias:
+        yield Place(f"{at}.mlp.b_gate", f"{at}.mlp.gate.bias", ("mlp", "mlp"), extra=True)
+        yield Place(f"{at}.mlp.b_pre_linear", f"{at}.mlp.in_.bias", ("mlp", "mlp"), extra=True)
 
 
 def _norm(cfg: TransformerConfig, theirs: str, ours: str, width: str, folded: bool) -> Iterator[Place]:
@@ -223,27 +221,28 @@ def _as_stored(stored: Collection[str], cfg: TransformerConfig) -> list[Place]:
     return table
 
 
-def _check_gated_biases(model: GPT) -> None:
-    if not (model.cfg.gated_mlp and model.cfg.mlp_bias) or model.cfg.attn_only:
-        return
-    for layer, block in enumerate(model.blocks):
-        if block.mlp.in_.bias.any() or block.mlp.gate.bias.any():
-            raise LabError(
-                f"the gated MLP of layer {layer} has biases before its product (in_ or gate), and a HookedTransformer "
-                "adds its only one after it.  model.save(directory) keeps the model in the lab's own format."
-            )
+def _check_shapes(state_dict: Mapping[str, Tensor], table: Collection[Place], lengths: Mapping[str, int]) -> None:
+    for place in table:
+        found, expected = tuple(state_dict[place.theirs].shape), place.shape(lengths)
+        if found != expected:
+            raise LabError(f"{place.theirs!r} has shape {list(found)}; the config makes it {list(expected)}.")
 
 
-def _gated_biases(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their bias after the product, moved through W_out to the output; ours before it are zero."""
-    moved: dict[str, Tensor] = {}
-    for name, bias in ours.items():
-        if name.endswith(".mlp.in_.bias"):
-            mlp = name.removesuffix("in_.bias")
-            moved |= {name: torch.zeros_like(bias), f"{mlp}gate.bias": torch.zeros_like(bias)}
-            if bias.any():
-                moved[f"{mlp}out.bias"] = ours[f"{mlp}out.bias"] + ours[f"{mlp}out.weight"] @ bias
-    return moved
+def _ours(theirs: Tensor, place: Place, lengths: Mapping[str, int]) -> Tensor:
+    scaled = theirs / torch.tensor(place.times, dtype=theirs.dtype) if place.times != 1 else theirs
+    moved = scaled - place.plus if place.plus else scaled
+    return rearrange(moved, f"{place.axes[0]} -> {place.axes[1]}", **_named(place.axes[0], lengths))
+
+
+def _move_past_product(ours: dict[str, Tensor], biases: Mapping[str, Tensor]) -> None:
+    """Take their biases after the product of a gated MLP through W_out to its output; ours before it are often zero."""
+    for at, bias in biases.items():
+        ours.setdefault(f"{at}in_.bias", torch.zeros_like(bias))
+        ours.setdefault(f"{at}gate.bias", torch.zeros_like(bias))
+        if bias.any() and not {f"{at}out.bias", f"{at}out.weight"} <= ours.keys():
+            raise LabError(f"{at}b_in is not zero; expected W_out and b_out beside it, through which it is taken.")
+        if bias.any():
+            ours[f"{at}out.bias"] = ours[f"{at}out.bias"] + ours[f"{at}out.weight"] @ bias
 
 
 def _check_tied(ours: Mapping[str, Tensor]) -> None:

@@ -176,9 +176,6 @@ def refactor_attention(model: GPT) -> None:
     _restate(model)
 
 
-# -- what each step needs --------------------------------------------------------------------------------
-
-
 def _against_folding(cfg: TransformerConfig) -> str:
     return "there are no norms to fold" if cfg.normalization_type is None else ""
 
@@ -188,9 +185,7 @@ def _against_centring_writers(cfg: TransformerConfig) -> str:
         kind = "without norms" if cfg.normalization_type is None else "with RMS norms"
         return f"{kind} the mean of the stream is read like any other direction; only layer norms take it out"
     if cfg.norm_places != "pre":
-        return (
-            f"with norm_places={cfg.norm_places!r} what is written is normalised first, and not centred by its weights"
-        )
+        return f"with norm_places={cfg.norm_places!r} a norm comes after the weights that would be centred"
     return ""
 
 
@@ -222,8 +217,6 @@ _STEPS: dict[str, tuple[Callable[[TransformerConfig], str], Callable[[GPT], None
     "center_unembed": (_against_centring_unembed, centre_unembed),
     "refactor_factored_attn_matrices": (_against_refactoring, refactor_attention),
 }
-
-# -- one weight at a time --------------------------------------------------------------------------------
 
 
 def _norms_and_readers(model: GPT) -> Iterator[tuple[Gained, list[Reader]]]:

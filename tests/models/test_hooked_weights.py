@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import assume, given
+from hypothesis import given
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,7 +35,6 @@ BUFFERS = {"attn.mask": torch.ones(8, 8, dtype=torch.bool), "attn.IGNORE": torch
 @given(models(), token_batches())
 def test_there_and_back_the_weights_are_the_same(model: GPT, tokens: Tensor) -> None:
     """Exactly, but for a scale of the embedding or an offset of gains, each of which costs a rounding."""
-    assume(not (model.cfg.gated_mlp and model.cfg.mlp_bias))
     back = GPT(model.cfg)
     back.load_state_dict(from_hooked(to_hooked(model), model.cfg))
     exact = model.cfg.embed_scale is None and not model.cfg.norm_gain_offset
@@ -113,17 +112,26 @@ def test_a_bias_that_the_config_has_no_place_for_must_be_zero() -> None:
 def test_their_bias_after_the_product_of_a_gated_mlp_goes_to_the_output() -> None:
     cfg = TransformerConfig(**SIZES, gated_mlp=True, dtype=torch.float64)
     model = random_model(cfg)
-    with pytest.raises(LabError, match="gated MLP of layer 0 has biases before its product"):
-        to_hooked(model)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.mlp.in_.bias.zero_()
-            block.mlp.gate.bias.zero_()
     bias = torch.randn(20, dtype=torch.float64)
     back = GPT(cfg)
     back.load_state_dict(from_hooked(to_hooked(model) | {"blocks.1.mlp.b_in": bias}, cfg))
+    with pytest.raises(LabError, match="expected W_out and b_out beside it"):
+        from_hooked({"blocks.1.mlp.b_in": bias}, cfg, strict=False)
+    without = {name: tensor for name, tensor in to_hooked(model).items() if name != "blocks.1.mlp.b_in"}
+    assert unmatched(without, cfg) == (["blocks.1.mlp.b_in"], [])
     with model.hooks([("blocks.1.mlp.hook_post", lambda post, hook: post + bias)]):
         torch.testing.assert_close(back(TOKENS), model(TOKENS), atol=1e-12, rtol=1e-12)
+
+
+def test_biases_before_the_product_of_a_gated_mlp_have_names_that_theirs_does_not_know() -> None:
+    model = random_model(TransformerConfig(**SIZES, gated_mlp=True))
+    extra = {"blocks.0.mlp.b_gate", "blocks.0.mlp.b_pre_linear"}
+    assert extra <= to_hooked(model).keys()
+    assert not to_hooked(model)["blocks.0.mlp.b_in"].any()
+    with torch.no_grad():
+        model.blocks[0].mlp.gate.bias.zero_()
+        model.blocks[0].mlp.in_.bias.zero_()
+    assert not extra & to_hooked(model).keys()
 
 
 def test_tied_embeddings_must_agree() -> None:
