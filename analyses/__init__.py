@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.lens import component_lens, logit_lens
-    from analyses.losses import token_losses
+    from analyses.losses import compare_losses
     from analyses.matching import head_matching
     from analyses.patching import activation_patching
     from analyses.paths import path_patching
@@ -31,6 +31,7 @@ __all__ = [
     "attention_patterns",
     "attribution_patching",
     "compare",
+    "compare_losses",
     "compare_predictions",
     "component_lens",
     "cumulative_ablation",
@@ -43,7 +44,6 @@ __all__ = [
     "neuron_attribution",
     "path_patching",
     "source_attribution",
-    "token_losses",
     "training_course",
     "write_report",
 ]
@@ -57,6 +57,7 @@ __getattr__ = attributes(
         "attention_patterns": "analyses.patterns",
         "attribution_patching": "analyses.gradients",
         "compare": "analyses.comparison",
+        "compare_losses": "analyses.losses",
         "compare_predictions": "analyses.predictions",
         "component_lens": "analyses.lens",
         "cumulative_ablation": "analyses.knockouts",
@@ -69,7 +70,6 @@ __getattr__ = attributes(
         "neuron_attribution": "analyses.attribution",
         "path_patching": "analyses.paths",
         "source_attribution": "analyses.attribution",
-        "token_losses": "analyses.losses",
         "training_course": "analyses.training_checkpoints",
         "write_report": "analyses.report",
     },

@@ -10,7 +10,7 @@ commands need is imported when they run, so that help is quick.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,20 +101,24 @@ def demo(device: str | None, seed: int, n: int, page: Path, output: Output) -> N
 @model_options
 @pairs_options
 @metric_option
+@click.option("--beside", metavar="MODEL", help="A second model, compared with the first on the clean prompts.")
 @page_option
 @json_option
-def report(chosen: ModelChoice, prompts: Pairs, metric: str, page: Path, output: Output) -> None:
+def report(chosen: ModelChoice, prompts: Pairs, metric: str, beside: str | None, page: Path, output: Output) -> None:
     """Every headline analysis of a model on your prompts, as one page that opens offline."""
     model = chosen.load()
-    _report(model, prompts.read(model), metric, prompts.seed, page, output)
+    second = None if beside is None else replace(chosen, model=beside, backend=None, revision=None).load()
+    _report(model, prompts.read(model), metric, prompts.seed, page, output, second)
 
 
-def _report(model: Any, pairs: PromptPairs, metric: str, seed: int, page: Path, output: Output) -> None:
+def _report(
+    model: Any, pairs: PromptPairs, metric: str, seed: int, page: Path, output: Output, beside: Any = None
+) -> None:
     from analyses.command_line.tables import deliver
     from analyses.command_line.views import findings_document, findings_view
     from analyses.report import write_report
 
-    found = write_report(model, pairs, page, metric=metric, seed=seed)
+    found = write_report(model, pairs, page, metric=metric, seed=seed, beside=beside)
     document = {"report": str(page), **findings_document(found), "provenance": found.provenance.to_dict()}
     deliver(output, document, [*findings_view(found), f"report:      {page}"])
 

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.losses import TokenLosses, token_losses
+from analyses.losses import TokenLosses, compare_losses
 from analyses.matching import HeadMatching, head_matching
 from analyses.predictions import Predictions, compare_predictions
 from analyses.same_text import SameText, Texts, of_both, same_text
@@ -188,7 +188,7 @@ def compare(
         heads=part("heads", lambda: head_matching(a, b, text, seed)),
         lens=part("lens", lambda: lens_trajectories(a, b, text)),
         predictions=part("predictions", lambda: compare_predictions(a, b, text)),
-        losses=part("losses", lambda: token_losses(a, b, text)),
+        losses=part("losses", lambda: compare_losses(a, b, text)),
         left_out=left_out,
         labels={"hook": list(apart)},
         provenance=of_both(a, b, text, seed=seed),

@@ -166,7 +166,7 @@ def predictions_figure(found: Predictions) -> go.Figure:
         "KL(b || a)": np.array([found.kl_back[here].mean() for here in at]),
     }
     one_text = len(places) == len(found.position)
-    ticks = [f"{i} {text.label(w)}" for i, w in enumerate(found.labels["token"])] if one_text else places.tolist()
+    ticks = [f"{i} {text.visible(w)}" for i, w in enumerate(found.labels["token"])] if one_text else places.tolist()
     return curves_figure(series, ticks, "position", found.title, "nats")
 
 

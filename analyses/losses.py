@@ -104,7 +104,7 @@ class TokenLosses(Result):
         return (Section(self.title, drawn, self.shows, GroupedLosses.caveat),)
 
 
-def token_losses(a: HookedModel | Any, b: HookedModel | Any, texts: Texts) -> TokenLosses:
+def compare_losses(a: HookedModel | Any, b: HookedModel | Any, texts: Texts) -> TokenLosses:
     """The losses of two models on the same text: `.a[token]`, `.b[token]`, `.by_class()`, `.by_position()`.
 
     Raises:

@@ -3,7 +3,8 @@
     write_report(model, tasks.ioi(model), "report.html")
 
 Cost: one forward each for the lens, the attribution, the head scores and the patterns, and those of four patching
-sweeps (residual stream, attention and MLP outputs by layer and position; heads).
+sweeps (residual stream, attention and MLP outputs by layer and position; heads). With a second model beside it, a
+comparison (`compare`) on the clean prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analyses.attribution import AttributionResult, head_attribution
+from analyses.comparison import ComparisonResult, compare
 from analyses.lens import LensResult, logit_lens
 from analyses.patching import PatchingResult, activation_patching
 from analyses.patterns import Head, PatternsResult, attention_patterns
@@ -38,7 +40,8 @@ class Findings:
     """What the report shows, as results that can be read and saved.
 
     example: token ids of the clean prompt that is shown in full. target, rival: its first right and wrong answer.
-    patching: by site. heads: (layer, head) of those that matter, the most important first.
+    patching: by site. heads: (layer, head) of those that matter, the most important first. comparison: with the model
+    that was put beside it, if one was.
     """
 
     model: Any
@@ -51,6 +54,7 @@ class Findings:
     attribution: AttributionResult
     scores: HeadScores | None
     patterns: PatternsResult
+    comparison: ComparisonResult | None
     provenance: Provenance
 
     @property
@@ -68,22 +72,24 @@ def write_report(
     seed: int = 0,
     budget: int | None = None,
     progress: bool | None = None,
+    beside: HookedModel | Any | None = None,
 ) -> Findings:
     """Run every headline analysis and write one page; give back what was found.
 
     title: heading of the page. metric: what patching measures (see `interp.metrics`); attribution is of the logit
     difference always. example: the number of the prompt whose lens and patterns are shown. seed: of the random
-    tokens that heads are scored on. budget, progress: as in `activation_patching`.
+    tokens that heads are scored on. budget, progress: as in `activation_patching`. beside: a second model, to be
+    compared with the first on the clean prompts.
 
     The page appears whole or not at all; that it can be written is checked before the work starts.
 
     Raises:
-        LabError: the path cannot be written to, there is no such example, or the model cannot take the prompts.
+        LabError: the path cannot be written to, there is no such example, or a model cannot take the prompts.
     """
     from analyses.report_sections import page
 
     path = files.check_writable(path)
-    findings = investigate(model, pairs, metric, example, seed, budget, progress)
+    findings = investigate(model, pairs, metric, example, seed, budget, progress, beside)
     page(findings, title).write(path)
     return findings
 
@@ -96,11 +102,13 @@ def investigate(
     seed: int = 0,
     budget: int | None = None,
     progress: bool | None = None,
+    beside: HookedModel | Any | None = None,
 ) -> Findings:
     """The analyses of the report, without the page; see `write_report` for the arguments and errors."""
     if not 0 <= example < len(pairs):
         raise LabError(f"there is no prompt {example}: the pairs are numbered 0 to {len(pairs) - 1}.")
     tokens = pairs.clean[example][pairs.mask[example]]
+    comparison = None if beside is None else compare(model, beside, pairs.clean, pairs.mask, seed)
     sites = [site for site in SITES if not (site == "mlp_out" and model.cfg.attn_only)]
 
     def patch(site: str) -> PatchingResult:
@@ -119,8 +127,15 @@ def investigate(
         attribution=attribution,
         scores=_if_possible(lambda: head_scores(model, seed=seed)),
         patterns=attention_patterns(model, tokens, heads_that_matter(patching["z"], attribution)),
+        comparison=comparison,
         provenance=provenance.of(
-            model, prompts=pairs, metric=metric, direction="denoise", ablation="replace", seed=seed
+            model,
+            prompts=pairs,
+            metric=metric,
+            direction="denoise",
+            ablation="replace",
+            seed=seed,
+            settings=None if beside is None else {"compared with": provenance.of(beside).to_dict()},
         ),
     )
 

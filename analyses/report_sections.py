@@ -47,6 +47,7 @@ def page(findings: Findings, title: str | None = None) -> Page:
         *([roles(findings)] if findings.scores is not None else []),
         patterns(findings),
         surprise(findings),
+        *(findings.comparison.sections() if findings.comparison is not None else ()),
     ]
     subtitle = f"{len(findings.pairs)} {several} of prompts, metric {patched.metric}, {patched.direction}"
     return Page(title or f"How {name} finds the answer", sections, findings.provenance, subtitle)

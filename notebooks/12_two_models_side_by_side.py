@@ -1,8 +1,9 @@
 # %% [markdown]
-# # A from-scratch and a pretrained model side by side
+# # Two models side by side
 #
-# The same code runs on a model that was just initialised, on one that was trained, and on one that another library
-# loaded. So they can be compared activation by activation.
+# Is this port right? What did training change? Do these two models do it the same way? `compare` answers all three on
+# the same text: hook point by hook point where two models share an architecture, and in what does not depend on the
+# basis where they do not.
 
 # %%
 import tempfile
@@ -10,41 +11,31 @@ from pathlib import Path
 
 import torch
 
-from analyses import compare, head_scores, logit_lens
-from interp import metrics, tasks
+from analyses import compare, training_course
+from interp import tasks
 from models import GPT, load
 
 pretrained = load("town")
 scratch = GPT(pretrained.cfg, tokenizer=pretrained.tokenizer)
-prompt = "When Mary and John went to the store, John gave a drink to"
+pairs = tasks.ioi(pretrained, n=32, seed=0)
 
 # %% [markdown]
 # ## What training changed
 #
-# Same shape, other weights: the two agree on nothing after the embedding.
+# Same shape, other weights: the two agree on nothing, from the embedding on.
 
 # %%
-apart = compare(pretrained, scratch, prompt)
+apart = compare(pretrained, scratch, pairs.clean, pairs.mask)
 print("first hook point that differs:", apart.first_difference())
-print(f"same prediction at {apart.agreement:.0%} of the positions, KL {apart.kl.mean():.2f} nats")
-
-for name, model in (("pretrained", pretrained), ("from scratch", scratch)):
-    pairs = tasks.ioi(model, n=32, seed=0)
-    with torch.no_grad():
-        difference = metrics.logit_diff(model(pairs.clean, attention_mask=pairs.mask), pairs).mean()
-    scores = head_scores(model)
-    print(
-        f"{name:12s}  logit difference {difference:+.2f}  previous-token head {scores.previous.max():.2f}"
-        f"  induction head {scores.induction.max():.2f}"
-    )
+for measure, (mean, error) in apart.predictions.summary().items():
+    print(f"{measure:26s} {mean:.3f} ± {error:.3f}")
+apart.losses.by_class().to_dataframe().head(6)
 
 # %% [markdown]
 # The lens shows the depth at which the pretrained model makes up its mind; the untrained one never does.
 
 # %%
-for name, model in (("pretrained", pretrained), ("from scratch", scratch)):
-    lens = logit_lens(model, prompt)
-    print(f"{name:12s}  entropy at the last position, by layer:", lens.entropy[:, -1].round(2))
+apart.lens.plot()
 
 # %% [markdown]
 # ## Is a port right?
@@ -58,6 +49,7 @@ with tempfile.TemporaryDirectory() as folder:
     back = load(Path(folder) / "town")
     bridge = load(Path(folder) / "town", backend="transformer-lens")
 
+prompt = "When Mary and John went to the store, John gave a drink to"
 for other in (back, bridge):
     result = compare(pretrained, other, prompt)
     print(
@@ -72,5 +64,36 @@ for other in (back, bridge):
 # %%
 with torch.no_grad():
     back.blocks[1].attn.v.weight[: back.cfg.d_head] *= 1.5
-print("first difference now:", compare(pretrained, back, prompt).first_difference())
-assert compare(pretrained, back, prompt).first_difference() == "blocks.1.attn.hook_v"
+wrong = compare(pretrained, back, prompt)
+print("first difference now:", wrong.first_difference())
+assert wrong.first_difference() == "blocks.1.attn.hook_v"
+wrong.plot()
+
+# %% [markdown]
+# ## Do two models do it the same way?
+#
+# A model of another depth has no hook points that correspond. Its layers and heads can still be matched: streams by
+# CKA, which is blind to bases, and heads by where they look.
+
+# %%
+early, late = load("induction-2l", revision="step-300"), load("induction-2l")
+rows = tasks.repeated_tokens(late, 16, 32)
+same = compare(early, late, rows)
+print("most alike layers:", *same.layers.best())
+for match in same.heads.matches():
+    print(f"{match.a} is most like {match.b} ({match.similarity:.2f}){' and the other way round' * match.mutual}")
+
+# %% [markdown]
+# ## How did it come about?
+#
+# Fourteen checkpoints of the model were kept through its phase change. The loss on a repeat falls as the heads that it
+# needs appear.
+
+# %%
+steps = (0, 100, 200, 300, 400, 500, 800, 1000, 1200, 1500)
+earlier = ((f"step-{step}", load("induction-2l", revision=f"step-{step}")) for step in steps)
+course = training_course(late, earlier)
+for row in course.rows():
+    print(f"{row[0]:10s}  repeat loss {row[2]:.3f}  previous {row[3]:.2f}  induction {row[5]:.2f}")
+assert course.values[0, 1] > 4 > 0.1 > course.values[-1, 1]
+course.plot()

@@ -21,6 +21,7 @@ from interp.results import Extreme, Result
 from interp.sites import axes_of
 
 if TYPE_CHECKING:
+    from analyses.comparison import ComparisonResult
     from analyses.report import Findings
 
 View = list[RenderableType]
@@ -177,7 +178,19 @@ def findings_view(found: Findings) -> View:
     if found.scores is not None:
         best = [_best(found.scores, role) for role in range(len(ROLES))]
         lines.append(f"roles:       {', '.join(f'{name} {place}' for name, place in zip(ROLES, best, strict=True))}")
+    if found.comparison is not None:
+        lines.append(f"beside:      {_beside(found.comparison)}")
     return list(lines)
+
+
+def _beside(found: ComparisonResult) -> str:
+    """The second model in a few words."""
+    parted = "of another architecture"
+    if "hooks" not in found.left_out:
+        first = found.first_difference()
+        parted = "no hook point differs" if first is None else f"first differs at {first}"
+    same = "" if found.predictions is None else f", same likeliest token at {found.agreement:.1%} of positions"
+    return f"{found.models[1]}: {parted}{same}"
 
 
 def findings_document(found: Findings) -> dict[str, Any]:
@@ -187,6 +200,7 @@ def findings_document(found: Findings) -> dict[str, Any]:
         "attribution": found.attribution.to_dict(["values", "mlp", "other", "logit_diff"]),
         "scores": None if found.scores is None else found.scores.to_dict(),
         "heads": [list(head) for head in found.heads],
+        "comparison": None if found.comparison is None else found.comparison.to_dict(),
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from analyses import compare_predictions, lens_trajectories, logit_lens, token_losses
+from analyses import compare_losses, compare_predictions, lens_trajectories, logit_lens
 from interp import LabError
 from models import GPT, TransformerConfig
 from tests.strategies import models, padding_masks, random_model, token_batches
@@ -49,7 +49,7 @@ def test_losses_are_those_of_the_padded_batch(a: GPT, b: GPT, data: st.DataObjec
     tokens = data.draw(token_batches(min_pos=3))
     mask = data.draw(padding_masks(*tokens.shape))
     mask[0] = True  # a text of two tokens or more
-    found = token_losses(a, b, rows_of(tokens, mask))
+    found = compare_losses(a, b, rows_of(tokens, mask))
     for model, losses in ((a, found.a), (b, found.b)):
         log_probs = model(tokens, attention_mask=mask).detach().log_softmax(-1)
         expected = [
@@ -64,7 +64,7 @@ def test_losses_are_those_of_the_padded_batch(a: GPT, b: GPT, data: st.DataObjec
 
 def test_losses_by_class_are_means_with_their_standard_errors() -> None:
     a, b = (random_model(TransformerConfig(**SIZES), seed) for seed in (0, 1))
-    found = token_losses(a, b, TOKENS)
+    found = compare_losses(a, b, TOKENS)
     groups = found.by_class()
     names = list(groups.labels["group"])
     again = [i for i, token in enumerate([2, 3, 1, 2, 4, 6, 1, 0]) if i in (2, 3, 4)]  # 1, 2 and 4 stood there before
@@ -82,7 +82,7 @@ def test_losses_by_class_are_means_with_their_standard_errors() -> None:
 
 def test_losses_by_position_average_over_the_texts() -> None:
     a, b = (random_model(TransformerConfig(**SIZES), seed) for seed in (0, 1))
-    found = token_losses(a, b, [TOKENS[0], TOKENS[1][:3]])
+    found = compare_losses(a, b, [TOKENS[0], TOKENS[1][:3]])
     groups = found.by_position()
     assert groups.labels["group"] == (1, 2, 3, 4)
     assert groups.count.tolist() == [2, 2, 1, 1]
@@ -109,7 +109,7 @@ def test_trajectories_are_the_mean_lens(a: GPT, b: GPT, tokens: Tensor) -> None:
 
 def test_the_last_row_of_a_trajectory_is_the_models_own_loss() -> None:
     a, b = (random_model(TransformerConfig(**SIZES | {"n_layers": layers})) for layers in (2, 3))
-    found, losses = lens_trajectories(a, b, TOKENS), token_losses(a, b, TOKENS)
+    found, losses = lens_trajectories(a, b, TOKENS), compare_losses(a, b, TOKENS)
     measure = list(found.labels["measure"]).index("loss")
     assert found.a[measure, -1] == pytest.approx(losses.a.mean())
     assert found.b[measure, -1] == pytest.approx(losses.b.mean())
@@ -117,7 +117,7 @@ def test_the_last_row_of_a_trajectory_is_the_models_own_loss() -> None:
     assert (found.a.shape, found.b.shape) == ((5, 3), (5, 4))
 
 
-@pytest.mark.parametrize("analysis", [token_losses, lens_trajectories])
+@pytest.mark.parametrize("analysis", [compare_losses, lens_trajectories])
 def test_without_a_next_token_there_is_nothing_to_predict(analysis: object) -> None:
     model = random_model(TransformerConfig(**SIZES))
     with pytest.raises(LabError, match="no text has two tokens"):
@@ -126,7 +126,7 @@ def test_without_a_next_token_there_is_nothing_to_predict(analysis: object) -> N
 
 def test_tokens_that_a_model_never_predicts_have_no_loss() -> None:
     model = random_model(TransformerConfig(**SIZES, d_vocab_out=5))
-    for analysis in (token_losses, lens_trajectories):
+    for analysis in (compare_losses, lens_trajectories):
         with pytest.raises(LabError, match="predicts 5 tokens only"):
             analysis(model, model, TOKENS)
 
@@ -137,7 +137,7 @@ def test_none_of_the_likeliest_tokens_is_refused() -> None:
         compare_predictions(model, model, TOKENS, k=0)
 
 
-@pytest.mark.parametrize("analysis", [token_losses, lens_trajectories, compare_predictions])
+@pytest.mark.parametrize("analysis", [compare_losses, lens_trajectories, compare_predictions])
 def test_each_has_a_page(analysis: object) -> None:
     a, b = (random_model(TransformerConfig(**SIZES), seed) for seed in (0, 1))
     found = analysis(a, b, TOKENS)  # type: ignore[operator]
