@@ -46,6 +46,8 @@ class Block(nn.Module):
             self.hook_mlp_in = HookPoint(on_demand=True)
             self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
+        # TransformerLens 4's logit lens asks for it; that knows of no cap on the logits, and so must not read them.
+        self.hook_out_is_single_residual_stream = cfg.output_logits_soft_cap is None
 
     def forward(
         self,

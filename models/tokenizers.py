@@ -71,14 +71,14 @@ class Tokenizer:
         named = {self.bos_token_id, self.eos_token_id, self.pad_token_id} - {None}
         return sorted(special | {i for i in named if i is not None})
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text; no start or end token is added.
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a text, by default without start or end tokens, which the file may have a rule to add.
 
         Raises:
             LabError: the text has a character for which the vocabulary has no token.
         """
         try:
-            return self.core.encode(text, add_special_tokens=False).ids
+            return self.core.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # the Rust library raises bare Exceptions
             raise LabError(f"this tokenizer cannot encode {text!r}: {error}.") from error
 
