@@ -104,6 +104,7 @@ def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | N
 def _bridge(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Bridge:
     from models.pretrained import bridged
 
+    huggingface.check_layers(checkpoint)
     return bridged.read(checkpoint, _tokenizer(checkpoint.directory), device, dtype)
 
 

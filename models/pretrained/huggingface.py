@@ -25,7 +25,7 @@ from models.pretrained.places import Checkpoint
 from models.pretrained.qwen import QWEN2, QWEN3
 from models.pretrained.stablelm import STABLELM
 from models.pretrained.starcoder2 import STARCODER2
-from models.pretrained.tensors import StoredTensors, open_tensors
+from models.pretrained.tensors import StoredTensors, open_tensors, read_json
 from models.tokenizers import Tokenizer
 
 FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM)
@@ -54,8 +54,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
             return family
     known = [name for family in FAMILIES for name in family.model_types]
     raise UnsupportedError(
-        f"config.json has model_type={kind!r}.{did_you_mean(kind, known, n=1)}  the lab's own code computes "
-        f"{', '.join(known)} and its own models."
+        f"config.json has model_type={kind!r}, which the lab has no code for.{did_you_mean(kind, known, n=1)}  "
+        f"known: {', '.join(known)}."
     )
 
 
@@ -77,7 +77,7 @@ def read(
     check_plain(checkpoint, config)
     family = family_of(config)
     stored = open_tensors(checkpoint.directory)
-    check_depth(config.get("num_hidden_layers", config.get("n_layer")), stored)
+    check_depth(_n_layers(config), stored)
     cfg = replace(_read_config(family, config), model_name=checkpoint.name)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
@@ -112,6 +112,22 @@ def check_plain(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
             f"{str(checkpoint.directory)!r} has no revision {checkpoint.step!r}: a Hugging Face directory holds one "
             "version; try without revision."
         )
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse a config of no layers, or of more than there are tensors, which would be built one by one.
+
+    Raises:
+        LabError: so it is, or there are no sound weights.
+    """
+    n_layers = _n_layers(read_json(checkpoint.directory / "config.json"))
+    if isinstance(n_layers, int) and n_layers < 1:
+        raise LabError(f"config.json has {n_layers} layers; expected at least one.")
+    check_depth(n_layers, open_tensors(checkpoint.directory))
+
+
+def _n_layers(config: Mapping[str, Any]) -> Any:
+    return config.get("num_hidden_layers", config.get("n_layer", config.get("n_layers")))
 
 
 def check_head(config: Mapping[str, Any]) -> None:

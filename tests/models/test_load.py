@@ -401,7 +401,7 @@ def test_whoever_asks_for_the_native_code_gets_it_or_an_error(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "lama"}, ["model_type='lama'", "closest: 'llama'", "gpt2, gpt_neox", "TransformerLens"]),
+        ({"model_type": "lama"}, ["model_type='lama'", "closest: 'llama'", "known: gpt2, gpt_neox", "TransformerLens"]),
         ({"model_type": "gemma3_txt"}, ["closest: 'gemma3_text'", "TransformerLens"]),
         (
             {"architectures": ["BloomForSequenceClassification"]},
@@ -417,6 +417,26 @@ def test_what_neither_backend_loads_is_told_with_both_reasons(
     message = message_of(bloom(tmp_path, **changes))
     for fragment in said:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vocab_size": 9}, "'transformer.word_embeddings.weight' has shape [7, 8], the config makes it [9, 8]"),
+        ({"n_layer": 3}, "the weights lack 'transformer.h.2.input_layernorm.bias'"),
+        ({"n_layer": 10**12}, "29 tensors, the config 1000000000000 layers"),
+        ({"n_layer": -1}, "-1 layers; expected at least one"),
+        ({"n_head": 0}, "modulo by zero"),
+        ({"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
+        ({"hidden_size": 10**15}, "overflowed"),
+    ],
+)
+@pytest.mark.parametrize("backend", [None, "transformer-lens"])
+def test_weights_and_configs_that_disagree_are_refused_through_transformerlens_too(
+    changes: dict[str, Any], said: str, backend: str | None, tmp_path: Path
+) -> None:
+    """transformers itself makes up what is missing, and goes on."""
+    assert said in message_of(bloom(tmp_path, **changes), backend=backend)
 
 
 def test_without_transformerlens_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
