@@ -63,6 +63,9 @@ def config_of_hooked(values: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         LabError: an entry that is unknown, missing or contradictory, or one that the lab does not compute.
     """
+    lacking = [name for name in ("n_layers", "d_model", "d_head", "n_ctx") if name not in values]
+    if lacking:
+        raise LabError(f"the config lacks {', '.join(lacking)}; expected the sizes of a HookedTransformer.")
     for name in values:
         choose("entry of a HookedTransformerConfig", name, (*_SAME, *_OFF, *_READ, *_WITHOUT_EFFECT))
     for name, off in _OFF.items():
@@ -86,12 +89,7 @@ def config_of_hooked(values: Mapping[str, Any]) -> TransformerConfig:
 
 def _n_heads(values: Mapping[str, Any]) -> int:
     given = values.get("n_heads", -1)
-    if given != -1:
-        return given
-    lacking = [name for name in ("d_model", "d_head") if name not in values]
-    if lacking:
-        raise LabError(f"the config lacks {' and '.join(lacking)}; expected the sizes of a HookedTransformer.")
-    return values["d_model"] // values["d_head"]
+    return values["d_model"] // values["d_head"] if given == -1 else given
 
 
 def _cap(values: Mapping[str, Any], name: str) -> float | None:

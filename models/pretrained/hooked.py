@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import LabError
+from models.config import TransformerConfig
 from models.gpt import GPT
 from models.hooked_weights import BUFFERS, check_names, config_of_hooked, from_hooked
 from models.pretrained.assemble import hollow
@@ -40,7 +41,11 @@ def read(
     Raises:
         LabError: a config that asks for more than the lab computes, no weights or several, or weights that do not fit.
     """
-    cfg = replace(config_of_hooked(config), model_name=checkpoint.name)
+    cfg = replace(_read_config(config), model_name=checkpoint.name)
+    if checkpoint.step is not None:
+        raise LabError(
+            f"{str(checkpoint.directory)!r} has no revision {checkpoint.step!r}: it holds one version; try without it."
+        )
     stored = _weights(checkpoint)
     check_names(list(stored), cfg)
     weights: dict[str, Tensor] = {}
@@ -51,6 +56,13 @@ def read(
     model = hollow(cfg, tokenizer)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def _read_config(config: Mapping[str, Any]) -> TransformerConfig:
+    try:
+        return config_of_hooked(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise LabError(f"config.json is not that of a HookedTransformer: {error}.") from error
 
 
 def _one_block_at_a_time(stored: StoredTensors) -> Iterable[list[str]]:

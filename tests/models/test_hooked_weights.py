@@ -220,7 +220,7 @@ def test_what_the_lab_does_not_compute_is_refused_by_name(entries: dict[str, Any
 
 
 def test_a_config_without_sizes_says_which() -> None:
-    with pytest.raises(LabError, match="lacks d_model and d_head"):
+    with pytest.raises(LabError, match="lacks d_model, d_head, n_ctx"):
         config_of_hooked({"n_layers": 2})
 
 
@@ -273,6 +273,19 @@ def test_a_directory_whose_weights_do_not_fit_says_which(tmp_path: Path) -> None
         load(_directory(tmp_path, model, "model.pth", n_ctx=9))
     with pytest.raises(LabError, match=r"missing blocks\.2\.ln1\.w"):
         load(_directory(tmp_path, model, "model.pth", n_layers=3))
+
+
+@pytest.mark.parametrize("entries", [{"d_head": "four"}, {"d_head": 0, "n_heads": -1}, {"attn_scale": "wide"}])
+def test_a_config_of_nonsense_is_refused_in_words(tmp_path: Path, entries: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(THEIRS | entries), encoding="utf-8")
+    with pytest.raises(LabError, match=r"config|d_head"):
+        load(tmp_path)
+
+
+def test_a_revision_of_one_version_is_refused(tmp_path: Path) -> None:
+    model = random_model(TransformerConfig(**SIZES), dtype=torch.float32)
+    with pytest.raises(LabError, match="has no revision 'step-400'"):
+        load(_directory(tmp_path, model, "model.pth"), revision="step-400")
 
 
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path) -> None:

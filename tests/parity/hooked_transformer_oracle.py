@@ -68,7 +68,8 @@ def sum_gradients_of_ln1(model, tokens, at, values):
 
 def methods(cache, job, at, values, labels):
     for label, (method, arguments) in job["methods"].items():
-        found = getattr(cache, method)(**arguments)
+        bounds = {name: tuple(value["bounds"]) for name, value in arguments.items() if isinstance(value, dict)}
+        found = getattr(cache, method)(**arguments | bounds)  # JSON has no tuples
         stack, labels[f"{at}/{label}"] = found if isinstance(found, tuple) else (found, None)
         values[f"{at}/method/{label}"] = stack.detach().clone()
     attributions(cache, job, f"{at}/method", values)
@@ -78,6 +79,7 @@ def attributions(cache, job, at, values):
     tokens, right, wrong = (torch.tensor(job[name]) for name in ("tokens", "right", "wrong"))
     layers = cache.decompose_resid(layer=-1)
     values[f"{at}/logit_attrs"] = cache.logit_attrs(layers, tokens).detach().clone()
+    values[f"{at}/applied"] = cache.apply_ln_to_stack(layers, layer=-1, batch_slice=1).detach().clone()
     heads = cache.stack_head_results(layer=-1, pos_slice=-1)
     values[f"{at}/logit_attrs_difference"] = cache.logit_attrs(heads, right, wrong, pos_slice=-1).detach().clone()
 

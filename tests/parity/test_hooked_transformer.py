@@ -69,11 +69,13 @@ METHODS: dict[str, Method] = {
     "heads": ("stack_head_results", {"layer": -1, "incl_remainder": True, "return_labels": True}),
     "heads_at_1": ("stack_head_results", {"layer": 1, "pos_slice": [0, 2], "apply_ln": True, "return_labels": True}),
     "full_mlps": ("get_full_resid_decomposition", {"expand_neurons": False, "apply_ln": True, "return_labels": True}),
+    "heads_between": ("stack_head_results", {"layer": -1, "pos_slice": (1, 3)}),  # a tuple bounds a slice
     "stacked_z": ("stack_activation", {"activation_name": "z"}),
     "stacked_scale": ("stack_activation", {"activation_name": "scale", "sublayer_type": "ln1"}),
 }
 WITH_MLPS: dict[str, Method] = {
     "decomposed_mlp": ("decompose_resid", {"mode": "mlp", "return_labels": True}),
+    "each_neuron": ("get_neuron_results", {"layer": 1, "pos_slice": -1}),
     "neurons": ("stack_neuron_results", {"layer": -1, "incl_remainder": True, "return_labels": True}),
     "neurons_at_1": ("stack_neuron_results", {"layer": 1, "neuron_slice": [1, 4], "pos_slice": 2, "apply_ln": True}),
     "full": ("get_full_resid_decomposition", {"layer": -1, "return_labels": True}),
@@ -96,7 +98,18 @@ GAINS: dict[str, Callable[[GPT], Any]] = {
     "full_mlps": lambda model: model.ln_final,
 }
 # A norm after attention rescales its heads: theirs gives what they write before it, ours their part of the stream.
-SPLIT = ("heads", "heads_at_1", "neurons", "neurons_at_1", "full", "full_mlps", "full_at_1", "full_mlp_input")
+SPLIT = (
+    "heads",
+    "heads_at_1",
+    "heads_between",
+    "each_neuron",
+    "neurons",
+    "neurons_at_1",
+    "full",
+    "full_mlps",
+    "full_at_1",
+    "full_mlp_input",
+)
 
 
 def methods_of(cfg: TransformerConfig) -> dict[str, Method]:
@@ -129,6 +142,17 @@ def flags_of(cfg: TransformerConfig) -> dict[str, list[str]]:
     return {"split": split} | ({} if cfg.n_kv_heads != cfg.n_heads else {"attn_in": ["use_attn_in"]})
 
 
+def _with_bounds(value: Any) -> Any:
+    """For JSON, which would make a list of a tuple that bounds a slice."""
+    if isinstance(value, dict):
+        value = {
+            name: {"bounds": list(v)} if isinstance(v, tuple) and name == "pos_slice" else v
+            for name, v in value.items()
+        }
+        return {name: _with_bounds(each) for name, each in value.items()}
+    return [_with_bounds(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 class Answers:
     """What HookedTransformer computes from the weights of our models."""
 
@@ -143,7 +167,7 @@ class Answers:
             for name, cfg in MODELS.items()
         }
         weights = {f"{name}/{key}": t for name, model in self.models.items() for key, t in to_hooked(model).items()}
-        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+        (folder / "jobs.json").write_text(json.dumps(_with_bounds(jobs)), encoding="utf-8")
         save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, folder / "weights")
         script = Path(__file__).with_name("hooked_transformer_oracle.py")
         files = [str(folder / name) for name in ("jobs.json", "weights", "values")]
@@ -239,6 +263,14 @@ def test_methods_of_the_cache_have_the_same_values_and_labels(subject: Subject) 
             theirs = theirs * GAINS[name](subject.model).gain.detach()
         _assert_same(stack, theirs, name)
         assert labels == subject.labels[name]
+
+
+def test_a_norm_is_applied_to_a_stack_as_theirs_is(subject: Subject) -> None:
+    cache = subject.cache(None)
+    applied = cache.apply_ln_to_stack(cache.decompose_resid(), layer=-1, batch_slice=1)
+    theirs = subject.under("method")["applied"]
+    gain = subject.model.ln_final.gain
+    _assert_same(applied, theirs if gain is None else theirs * gain.detach(), "applied")
 
 
 def test_attribution_is_exact_and_theirs_is_once_the_gain_is_folded(subject: Subject) -> None:
