@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.collector import without_batch
+from interp.collector import as_range, without_batch
 from interp.errors import LabError, UnknownHookError
 from interp.residual import ResidualArithmetic
 from interp.sites import Site, hook_name
@@ -104,18 +104,18 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         if not self.has_batch_dim:
             return self
         tensors = {name: without_batch(tensor, name) for name, tensor in self.cache_dict.items()}
-        return ActivationCache(tensors, self.model, has_batch_dim=False)
+        return type(self)(tensors, self.model, has_batch_dim=False)
 
-    def apply_slice_to_batch_dim(self, batch_slice: int | slice | list[int]) -> ActivationCache:
-        """This cache for some of the prompts; an integer picks one and removes the batch axis.
+    def apply_slice_to_batch_dim(self, batch_slice: int | slice | list[int] | tuple) -> ActivationCache:
+        """This cache for some of the prompts; an integer picks one and removes the batch axis, a tuple bounds a slice.
 
         Raises:
             LabError: there is no batch axis any more.
         """
         if not self.has_batch_dim:
             raise LabError("this cache has no batch axis to slice; slice before remove_batch_dim.")
-        tensors = {name: tensor[batch_slice] for name, tensor in self.cache_dict.items()}
-        return ActivationCache(tensors, self.model, has_batch_dim=not isinstance(batch_slice, int))
+        tensors = {name: tensor[as_range(batch_slice)] for name, tensor in self.cache_dict.items()}
+        return type(self)(tensors, self.model, has_batch_dim=not isinstance(batch_slice, int))
 
     def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> Tensor:
         """One kind of activation of all layers below `layer` (-1: all), stacked on a new first axis."""
@@ -124,4 +124,4 @@ class ActivationCache(ResidualArithmetic, Mapping[str, Tensor]):
         return torch.stack([self[(key[0], each, *key[1:])] for each in range(n_layers)])
 
     def _with(self, tensors: dict[str, Tensor]) -> ActivationCache:
-        return ActivationCache(tensors, self.model, self.has_batch_dim)
+        return type(self)(tensors, self.model, self.has_batch_dim)

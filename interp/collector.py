@@ -51,7 +51,7 @@ class Collector:
 
     def _kept(self, tensor: Tensor, name: str) -> Tensor:
         if self.pos_slice is not None:
-            tensor = _slice_positions(tensor, name, self.pos_slice)
+            tensor = _slice_positions(tensor, name, as_range(self.pos_slice))
         if self.remove_batch_dim:
             tensor = without_batch(tensor, name)
         if self.device is None or self.device == tensor.device:
@@ -79,6 +79,11 @@ def without_batch(tensor: Tensor, name: str) -> Tensor:
             "index the cached tensors instead."
         )
     return tensor[0]
+
+
+def as_range(index: Any) -> Any:
+    """A tuple as the slice that it bounds, as HookedTransformer has it: (1, 3) is 1:3. Anything else as it is."""
+    return slice(*index) if isinstance(index, tuple) else index
 
 
 def _slice_positions(tensor: Tensor, name: str, pos: slice | int | Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,12 +16,15 @@ class LayerCache:
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None) -> None:
         self.k: Float[Tensor, "batch pos kv_head d_head"] | None = k
         self.v: Float[Tensor, "batch pos kv_head d_head"] | None = v
+        self.frozen = False
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep these keys and values after the earlier ones, and return all of them."""
-        self.k = k if self.k is None else torch.cat([self.k, k], 1)
-        self.v = v if self.v is None else torch.cat([self.v, v], 1)
-        return self.k, self.v
+        """Keep these keys and values after the earlier ones unless frozen, and return all of them."""
+        k = k if self.k is None else torch.cat([self.k, k], 1)
+        v = v if self.v is None else torch.cat([self.v, v], 1)
+        if not self.frozen:
+            self.k, self.v = k, v
+        return k, v
 
 
 class KeyValueCache:
@@ -34,6 +38,24 @@ class KeyValueCache:
         self.layers: defaultdict[int, LayerCache] = defaultdict(LayerCache)
         self.mask = mask
         self.unpadded = True
+        self.frozen = False
+
+    @classmethod
+    def init_cache(cls, cfg: Any = None, device: Any = None, batch_size: int = 1) -> KeyValueCache:
+        """An empty cache; HookedTransformer's way to ask for one. It grows with what it is given, so all is ignored."""
+        return cls()
+
+    def freeze(self) -> None:
+        """From now on read only: a forward sees what was kept, and keeps nothing itself."""
+        self._set_frozen(True)
+
+    def unfreeze(self) -> None:
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for layer in self.layers.values():
+            layer.frozen = frozen
 
     def __len__(self) -> int:
         return 0 if self.mask is None else self.mask.shape[1]
@@ -43,9 +65,10 @@ class KeyValueCache:
 
         unpadded: known to be all real so far, so that attention needs no mask.
         """
-        self.unpadded = unpadded
-        self.mask = mask if self.mask is None else torch.cat([self.mask, mask], 1)
-        return self.mask
+        whole = mask if self.mask is None else torch.cat([self.mask, mask], 1)
+        if not self.frozen:
+            self.unpadded, self.mask = unpadded, whole
+        return whole
 
     def select_batch(self, rows: Tensor) -> None:
         """Keep only these rows of the batch (an index or Bool tensor)."""

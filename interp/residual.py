@@ -21,6 +21,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.collector import as_range
 from interp.errors import LabError, choose
 from interp.held_norms import hold
 from interp.residual_parts import MODES, PosSlice, ResidualParts, take
@@ -32,7 +33,8 @@ class ResidualArithmetic(ResidualParts):
 
     Shapes are written with a batch axis; without one (`remove_batch_dim`) it is absent throughout. `layer`
     counts what comes before it: `layer=l` stops at the input of block l, and None or -1 takes everything.
-    `mlp_input` goes on to the input of block l's MLP. `pos_slice` picks positions, an integer drops the axis.
+    `mlp_input` goes on to the input of block l's MLP. `pos_slice` picks positions: an integer drops the axis, a
+    tuple bounds a slice, a list names them.
     """
 
     def accumulated_resid(
@@ -182,7 +184,7 @@ class ResidualArithmetic(ResidualParts):
         """
         stop = self._layer(layer, mlp_input)
         if batch_slice is not None and has_batch_dim:
-            residual_stack = residual_stack[:, batch_slice]
+            residual_stack = residual_stack[:, as_range(batch_slice)]
         norm = self._norm(None if stop == self.model.cfg.n_layers else stop, mlp_input)
         if self._reads_unnormalised(stop):
             return residual_stack
@@ -190,7 +192,7 @@ class ResidualArithmetic(ResidualParts):
             return getattr(norm, "unhooked", norm)(residual_stack)  # past hooks, which expect the model's own stream
         scale = self[self._scale_name(stop, mlp_input)]
         if batch_slice is not None and self.has_batch_dim:
-            scale = scale[batch_slice]
+            scale = scale[as_range(batch_slice)]
         return hold(self.model, norm, take(scale, pos_slice)).part(residual_stack)
 
     def logit_attrs(

@@ -15,6 +15,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.collector import as_range
 from interp.errors import LabError
 from interp.held_norms import HeldNorm, hold
 from interp.shares import check_parts_reach_the_stream, norms_what_is_written
@@ -81,7 +82,7 @@ class ResidualParts:
         self, layer: int, neurons: slice | Sequence[int] | None, pos_slice: PosSlice
     ) -> Float[Tensor, "*batch_pos neuron d_model"]:
         check_parts_reach_the_stream(self.model)
-        some = slice(None) if neurons is None else neurons
+        some = slice(None) if neurons is None else as_range(neurons)
         post = take(self["mlp_post", layer], pos_slice)[..., some]
         parts = einsum(post, self.model.blocks[layer].mlp.W_out[some], "... mlp, mlp model -> ... mlp model")
         norm = self.post_norm(layer, "mlp", pos_slice)
@@ -93,7 +94,8 @@ class ResidualParts:
         for layer in range(0 if self.model.cfg.attn_only else stop):
             results = self._neuron_parts(layer, neurons, pos_slice)
             numbers = range(self.model.cfg.d_mlp)
-            kept = numbers if neurons is None else numbers[neurons] if isinstance(neurons, slice) else neurons
+            some = slice(None) if neurons is None else as_range(neurons)
+            kept = numbers[some] if isinstance(some, slice) else some
             for neuron, result in zip(kept, results.unbind(-2), strict=True):
                 yield f"L{layer}N{neuron}", result
 
@@ -133,8 +135,9 @@ class ResidualParts:
 
 
 def take(tensor: Float[Tensor, "*batch_pos width"], positions: PosSlice) -> Float[Tensor, "*kept width"]:
-    """Some positions of an activation; all with None, and an integer drops the axis."""
+    """Some positions of an activation; all with None, an integer drops the axis, and a tuple bounds a slice."""
     if positions is None:
         return tensor
+    positions = as_range(positions)
     wanted = positions if isinstance(positions, int | slice) else torch.as_tensor(positions, device=tensor.device)
     return tensor[..., wanted, :]

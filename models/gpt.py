@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from models.attention import at_positions, causal_mask, padding_mask
 from models.block import Block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
-from models.loss import next_token_loss
+from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import make_norm
 from models.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, position_ids
 from models.text import Input, TextMethods
@@ -177,6 +178,23 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         sampling = (temperature, top_k, top_p, stop_tokens, seed)
         return generate(self, input, max_new_tokens, *sampling, prepend_bos, attention_mask)
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """The weights as TransformerLens 4's tools ask a model for them: under HookedTransformer's names and shapes.
+
+        Keys and values that heads share are repeated for each of them.
+
+        Raises:
+            LabError: as `models.hooked_weights.to_hooked`.
+        """
+        from models.hooked_weights import to_hooked
+
+        weights, group = {}, self._cfg.n_heads // self._cfg.n_kv_heads
+        for name, weight in to_hooked(self).items():
+            shared = ".attn._" in name
+            repeated = repeat(weight, "kv ... -> (kv group) ...", group=group) if shared else weight
+            weights[name.replace(".attn._", ".attn.")] = repeated
+        return weights
+
     def save(self, directory: str | Path) -> Path:
         """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
 
@@ -318,7 +336,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         if tokens is None:
             raise LabError("a loss needs token ids; give tokens= beside the residual stream.")
         loss = next_token_loss(logits, tokens, mask, per_token)
-        return loss if return_type == "loss" else (logits, loss)
+        return loss if return_type == "loss" else LogitsAndLoss(logits, loss)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 
 from interp.errors import LabError, choose
 from models.config import TransformerConfig
+from models.devices import available, dtype_of
 from models.hooked_fields import config_of_hooked
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -75,6 +76,7 @@ class HookedTransformerConfig(TransformerConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = _SPELLED.get(name, name)
+        value = _read(name, value)
         choose("config field", name, [*FLAGS, *_OWN, *_NOTES])
         if self.on_assign is None or name in _NOTES or (name in _OWN and getattr(self, name) == value):
             self._put(name, value)
@@ -121,9 +123,16 @@ class HookedTransformerConfig(TransformerConfig):
         return self.n_layers * (attention + mlp)
 
 
+def _read(name: str, value: Any) -> Any:
+    """Devices and dtypes may be given by name."""
+    if not isinstance(value, str):
+        return value
+    return available(value) if name == "device" else dtype_of(value) if name == "dtype" else value
+
+
 def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
     """The lab's fields from HookedTransformer's. Fresh weights are as wide as there: 0.8 / sqrt(d_model)."""
-    own = plain_fields(config_of_hooked(values)) | {"device": values.get("device")}
+    own = plain_fields(config_of_hooked(values)) | {"device": _read("device", values.get("device"))}
     if values.get("initializer_range", -1.0) < 0:
         own["init_range"] = 0.8 / own["d_model"] ** 0.5
     return own

@@ -24,7 +24,15 @@ class HookedText(GPT):
     are taken to be padded too, and their leading padding tokens are masked.
     """
 
-    tokenizer: HookedTokenizer | None
+    @property  # type: ignore[override]
+    def tokenizer(self) -> HookedTokenizer | None:
+        """Of the lab or of transformers when it is set; always a `HookedTokenizer` when it is read."""
+        return vars(self)["hooked_tokenizer"]
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        made = None if tokenizer is None else HookedTokenizer.of(tokenizer)
+        vars(self)["hooked_tokenizer"] = tokenizer if isinstance(tokenizer, HookedTokenizer) else made
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
         """Use the lab's tokenizer, or a fast one of transformers.
@@ -50,7 +58,7 @@ class HookedText(GPT):
         padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
-        shortformer_pos_embed: None = None,
+        shortformer_pos_embed: Any = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
@@ -165,6 +173,8 @@ class HookedText(GPT):
             LabError: as `models.generation.generate`; stop_at_eos without an end-of-text token.
         """
         choose("return_type", return_type, ("input", "str", "tokens"))
+        as_ids = return_type == "tokens" or (return_type == "input" and isinstance(input, Tensor))
+        tokenizer = None if as_ids else HookedTokenizer.of(self._tokenizer())
         stops = self._stops(eos_token_id) if stop_at_eos else ()
         if isinstance(input, Tensor):
             rows = (input[None] if input.ndim == 1 else input).to(self.device)
@@ -174,11 +184,9 @@ class HookedText(GPT):
         seed = int(torch.randint(2**62, ())) if do_sample else None
         sampling = (temperature if do_sample else 0, top_k, None if top_k else top_p)
         written = generate_tokens(self, rows, max_new_tokens, *sampling, stops, seed, real, freq_penalty)
-        if return_type == "tokens" or (return_type == "input" and isinstance(input, Tensor)):
+        if tokenizer is None:
             return written
-        if self.tokenizer is None:
-            raise LabError("the model has no tokenizer, so it writes ids and no text; try return_type='tokens'.")
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts[0] if len(texts) == 1 else texts
 
     def _stops(self, eos_token_id: int | Collection[int] | None) -> Collection[int]:

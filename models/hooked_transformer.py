@@ -2,8 +2,7 @@
 
 A script written for that class changes its import and its loading line:
 
-    from models.hooked_transformer import HookedTransformer, HookedTransformerConfig
-    from models import hooked_utils as utils
+    from models.hooked_transformer import FactoredMatrix, HookedTransformer, HookedTransformerConfig, HookPoint, utils
 
     model = HookedTransformer.from_pretrained("gpt2")       # weights processed, as there
     model = HookedTransformer(HookedTransformerConfig(n_layers=2, d_model=64, n_ctx=32, d_head=16, d_vocab=97))
@@ -20,8 +19,8 @@ each once, while `model.W_K` repeats them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from einops import repeat
@@ -33,6 +32,7 @@ from interp.errors import LabError
 from interp.factored_matrix import FactoredMatrix
 from interp.hook_point import Direction, HookFn, HookHandle, HookPoint
 from interp.kv_cache import KeyValueCache
+from models import hooked_utils as utils
 from models.config import TransformerConfig
 from models.devices import available, dtype_of
 from models.gpt import GPT
@@ -49,6 +49,7 @@ __all__ = [
     "HookedTransformer",
     "HookedTransformerConfig",
     "KeyValueCache",
+    "utils",
 ]
 
 
@@ -87,7 +88,7 @@ class HookedTransformer(HookedText):
         hooked.tell(self._assigned)
 
     @classmethod
-    def of(cls, model: GPT, tokenizer: Any = None, default_padding_side: str | None = None) -> Self:
+    def of(cls, model: GPT, tokenizer: Any = None, default_padding_side: str | None = None) -> HookedTransformer:
         """A HookedTransformer of the same parameters as `model`, not copies of them."""
         with torch.device("meta"):
             hooked = cls(plain_fields(model.cfg) | {"device": None}, move_to_device=False)
@@ -119,7 +120,7 @@ class HookedTransformer(HookedText):
         n_ctx: int | None = None,
         revision: str | None = None,
         **others: Any,
-    ) -> Self:
+    ) -> HookedTransformer:
         """A trained model by name or path, its weights processed unless told otherwise (see `models.processing`).
 
         What `models.load` takes, and as hf_model a model of transformers, whose weights are taken then. device: by
@@ -145,7 +146,7 @@ class HookedTransformer(HookedText):
         return hooked
 
     @classmethod
-    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> Self:
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> HookedTransformer:
         """`from_pretrained` with every step of the processing off by default."""
         steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
         return cls.from_pretrained(model_name, **(dict.fromkeys(steps, False) | options))
@@ -215,11 +216,19 @@ class HookedTransformer(HookedText):
     ) -> list[HookHandle]:
         return super().add_hook(self._meant(name), hook, dir, is_permanent, level, prepend)
 
+    def _check_names(self, named_hooks: Sequence[tuple[Any, HookFn]]) -> None:
+        super()._check_names([(self._meant(name), fn) for name, fn in named_hooks])
+
     def _meant(self, names: Any) -> Any:
-        """A predicate means the points of an ordinary run, and others only if it accepts none of those.
+        """A block's point by TransformerLens 4's name for it, inside the block's attention, is the block's.
+
+        A predicate means the points of an ordinary run, and others only if it accepts none of those.
 
         So `lambda name: "hook_q" in name` is not given `hook_q_input`, which has another shape.
         """
+        if isinstance(names, str) and names not in self.hook_dict:
+            in_block = names.replace(".attn.hook_", ".hook_")
+            return in_block if in_block in self.hook_dict else names
         if not callable(names):
             return names
         chosen = {name: point.on_demand for name, point in self.hook_dict.items() if names(name)}
@@ -275,10 +284,10 @@ class HookedTransformer(HookedText):
             elif name.endswith("bias"):
                 parameter.zero_()
 
-    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:
+    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> HookedTransformer:
         return super().to(*args, **kwargs)
 
-    def mps(self) -> Self:
+    def mps(self) -> HookedTransformer:
         return self.to(available("mps"))
 
     @property

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
+
+
+class LogitsAndLoss(NamedTuple):
+    """What a forward gives with return_type="both"."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    loss: Float[Tensor, "*batch_pos"]
 
 
 def next_token_loss(
