@@ -88,34 +88,60 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.shutdown()
 
 
-def lens(model: str, home: Path, endpoint: str, *options: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
-    """`interp lens` in a process whose hub is `endpoint` and whose downloads go to `home`."""
+# Loads what it is given, one after the other, and prints the error of each.
+LOAD_ALL = """
+import json, sys
+from interp.errors import LabError
+from models import load
+
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        load(name, revision=revision)
+    except LabError as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def run(arguments: list[str], home: Path, endpoint: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
+    """Python in a process whose hub is `endpoint` and whose downloads go to `home`."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": offline}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-m", "analyses.cli", "lens", "--model", model, *LENS, *options]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "code", "said"),
-    [
-        ("meta/gated", [], FAILED, ["'meta/gated' is gated", "/meta/gated", "hf auth login"]),
-        ("some/forbidden", [], FAILED, ["status 403", "hf auth login"]),
-        ("some/model", ["--revision", "v9"], FAILED, ["no revision 'v9'", "try without revision"]),
-        ("nobody/nothing", [], MISUSED, ["no such repository", "check the spelling", "one of the zoo: "]),
-        ("some/broken", [], FAILED, ["status 500", "try again later"]),
-        ("not an/id", [], MISUSED, ["cannot be an id", "owner/name"]),
-    ],
-)
-def test_a_hub_id_that_gives_no_model_is_explained(
-    name: str, options: list[str], code: int, said: list[str], hub: str, tmp_path: Path
-) -> None:
-    found = lens(name, tmp_path, hub, *options)
+def lens(model: str, home: Path, endpoint: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
+    return run(["-m", "analyses.cli", "lens", "--model", model, *LENS], home, endpoint, offline)
+
+
+REFUSALS: dict[str, tuple[str | None, str, list[str]]] = {  # name: revision, error, what it says
+    "meta/gated": (None, "LabError", ["is gated", "/meta/gated", "hf auth login"]),
+    "some/forbidden": (None, "LabError", ["status 403", "hf auth login"]),
+    "some/model": ("v9", "LabError", ["no revision 'v9'", "try without revision"]),
+    "nobody/nothing": (None, "UnknownModelError", ["no such repository", "check the spelling", "one of the zoo: "]),
+    "some/broken": (None, "LabError", ["status 500", "try again later"]),
+    "not an/id": (None, "UnknownModelError", ["cannot be an id", "owner/name"]),
+}
+
+
+def test_a_hub_id_that_gives_no_model_is_explained(hub: str, tmp_path: Path) -> None:
+    wanted = json.dumps([(name, revision) for name, (revision, _, _) in REFUSALS.items()])
+    found = run(["-c", LOAD_ALL, wanted], tmp_path, hub)
+    assert found.returncode == DONE, found.stderr
+    told = [json.loads(line) for line in found.stdout.splitlines()]
+    for (name, (_, kind, said)), (error, message) in zip(REFUSALS.items(), told, strict=True):
+        assert (error, repr(name) in message) == (kind, True)
+        for fragment in said:
+            assert fragment in message
+
+
+@pytest.mark.parametrize(("name", "code"), [("meta/gated", FAILED), ("nobody/nothing", MISUSED)])
+def test_the_command_line_says_it_in_one_line(name: str, code: int, hub: str, tmp_path: Path) -> None:
+    found = lens(name, tmp_path, hub)
     assert (found.returncode, found.stdout) == (code, ""), found.stderr
     assert found.stderr.startswith("error: ")
-    assert repr(name) in found.stderr
     assert found.stderr.count("\n") == 1
-    for fragment in said:
+    for fragment in (repr(name), *REFUSALS[name][2]):
         assert fragment in found.stderr
 
 
@@ -129,11 +155,13 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
 def test_what_was_downloaded_once_loads_offline_and_nothing_else_does(hub: str, tmp_path: Path) -> None:
     online = lens("some/model", tmp_path, hub)
     assert online.returncode == DONE, online.stderr
-    offline = lens("some/model", tmp_path, hub, offline="1")
-    assert (offline.returncode, offline.stdout) == (DONE, online.stdout), offline.stderr
-    other = lens("some/other", tmp_path, hub, offline="1")
-    assert other.returncode == MISUSED
-    assert "HF_HUB_OFFLINE is set" in other.stderr
+    wanted = json.dumps([("some/model", None), ("some/other", None)])
+    offline = run(["-c", LOAD_ALL, wanted], tmp_path, hub, offline="1")
+    assert offline.returncode == DONE, offline.stderr
+    [(error, message)] = [json.loads(line) for line in offline.stdout.splitlines()]
+    assert error == "UnknownModelError"
+    assert "no model 'some/other'" in message
+    assert "HF_HUB_OFFLINE is set" in message
 
 
 def bloom(directory: Path, **changes: object) -> Path:
