@@ -7,7 +7,7 @@ where a port goes wrong. Any two models that divide the text alike are compared 
 `layers` (CKA), `heads` (patterns and roles), `lens` (what each depth would predict), `losses` (by token), and, with one
 vocabulary, `predictions` (KL, agreement). Each is an analysis of its own, in a file of its own.
 
-Everything is computed in float64 on the CPU from the activations, whatever the models' dtypes and devices are.
+Models of any dtypes and devices are compared in float32 at least, sums of differences in float64.
 
 Cost: six forwards of each model, one of which keeps every activation, and two on random tokens for the heads' roles.
 It does not show: what either model uses of what both hold.
@@ -208,13 +208,15 @@ def other_sizes(a: HookedModel | Any, b: HookedModel | Any) -> str:
 def _differences(a: HookedModel | Any, b: HookedModel | Any, text: SameText) -> dict[str, tuple[float, float]]:
     """||a - b|| / ||a|| and max |a - b| over all texts, by hook point of the same name and shape."""
     apart: dict[str, Tensor] = {}
+    together = a.device == b.device and a.device.type != "mps"  # which has no float64
+    place = a.device if together else torch.device("cpu")
     with torch.inference_mode():
         for _, rows_a, rows_b in text.batches():
             _, cache_a = a.run_with_cache(rows_a.to(a.device))
             _, cache_b = b.run_with_cache(rows_b.to(b.device))
             for name in cache_a:
                 if name in cache_b and cache_a[name].shape == cache_b[name].shape:
-                    sums = _sums(cache_a[name], cache_b[name])
+                    sums = _sums(cache_a[name].to(place), cache_b[name].to(place))
                     apart[name] = _joined(apart[name], sums) if name in apart else sums
     numbers = {name: sums.tolist() for name, sums in apart.items()}
     return {name: (sqrt(squares / (whole or 1.0)), largest) for name, (squares, whole, largest) in numbers.items()}
@@ -222,8 +224,8 @@ def _differences(a: HookedModel | Any, b: HookedModel | Any, text: SameText) -> 
 
 def _sums(a: Tensor, b: Tensor) -> Float[Tensor, "3"]:
     """||a - b||^2, ||a||^2 and max |a - b|."""
-    hidden = _masked(a).cpu() & _masked(b).cpu()  # what neither model may see is the same, however it is marked
-    wide_a, wide_b = (x.cpu().double().masked_fill(hidden, 0.0) for x in (a, b))
+    hidden = _masked(a) & _masked(b)  # what neither model may see is the same, however it is marked
+    wide_a, wide_b = (x.double().masked_fill(hidden, 0.0) for x in (a, b))
     apart = wide_a - wide_b
     return torch.stack([(apart**2).sum(), (wide_a**2).sum(), apart.abs().max()])
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 
 from analyses.same_text import SameText, Texts, of_both, same_text
 from analyses.token_classes import by_context, by_frequency, by_look
@@ -127,16 +128,20 @@ def compare_losses(a: HookedModel | Any, b: HookedModel | Any, texts: Texts) -> 
 
 
 def next_losses(model: HookedModel | Any, rows: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-    """The loss on each token, 0 on the first, which nothing foretells."""
-    log_probs = model(rows.to(model.device)).cpu().double().log_softmax(-1)
-    if int(rows.max()) >= log_probs.shape[-1]:
+    """The loss on each token, 0 on the first, which nothing foretells; in float32 at least, on the CPU.
+
+    Raises:
+        LabError: the rows have tokens that the model never predicts.
+    """
+    logits = model(rows.to(model.device))[:, :-1].cpu()
+    if int(rows.max()) >= logits.shape[-1]:
         raise LabError(
-            f"the model {model.cfg.model_name!r} predicts {log_probs.shape[-1]} tokens only, and the text has others, "
+            f"the model {model.cfg.model_name!r} predicts {logits.shape[-1]} tokens only, and the text has others, "
             "so it has no loss there."
         )
-    losses = torch.zeros(rows.shape, dtype=torch.float64)
-    losses[:, 1:] = -log_probs[:, :-1].gather(-1, rows[:, 1:, None])[..., 0]
-    return losses
+    wide = logits.float() if logits.itemsize < 4 else logits
+    losses = cross_entropy(rearrange(wide, "batch pos v -> batch v pos"), rows[:, 1:], reduction="none")
+    return pad(losses, (1, 0)).double()
 
 
 def _classes(text: SameText) -> dict[str, Bool[np.ndarray, "token"]]:

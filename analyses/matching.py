@@ -1,27 +1,28 @@
 """Which head of one model does what a head of another does: by where it looks, and by the role that it plays.
 
-    pattern(h, g) = 1 - mean over queries of JSD(A_h[q], A_g[q]) / ln 2
+    pattern(h, g) = mean over queries q of sum_k sqrt(A_h[q, k] A_g[q, k])
     role(h, g)    = 1 - |s_h - s_g| / sqrt(roles),  s: the previous-token, duplicate and induction score (`head_scores`)
 
-JSD is the Jensen-Shannon divergence (Lin 1991), at most ln 2. Patterns are compared on the same text; scores are taken
-on random tokens repeated once, so they can be compared across vocabularies. Both are 1 for heads that do the same.
+The first is Bhattacharyya's coefficient (1943): 1 for equal patterns, 0 for patterns that share no key. Patterns are
+compared on the same text; scores are taken on random tokens repeated once, so they can be compared across vocabularies.
+A beginning that several texts share counts once, and the first position, which sees itself alone, never.
 
 Each head is matched with the other model's best one, in both directions: where two heads are each other's best, the
 match is mutual. Nothing forces the heads into pairs, as two models need not divide the work alike.
 
-Cost: one forward of each model for the patterns and one for the scores, and heads times heads comparisons of patterns.
+Cost: one forward of each model for the patterns and one for the scores, and a product of all patterns with all others.
 It does not show: whether matched heads move the same information; that is `path_patching`'s question.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -148,33 +149,23 @@ def role_similarity(
 
 
 def _pattern_similarity(a: HookedModel | Any, b: HookedModel | Any, text: SameText) -> Float[Tensor, "head_a head_b"]:
-    """1 - JSD / ln 2, summed over the queries that are new evidence."""
+    """Bhattacharyya's coefficient of all pairs of heads, summed over the queries that are new evidence."""
     total = torch.zeros(len(head_names(a)), len(head_names(b)), dtype=torch.float64)
     with torch.inference_mode():
         for places, rows_a, rows_b in text.batches():
             counted = torch.stack([text.distinct[place] for place in places])
-            some_a, some_b = _patterns(a, rows_a, counted), _patterns(b, rows_b, counted)
-            for i, pattern in enumerate(some_a):  # one head at a time, as all pairs at once would not fit
-                total[i] += (1 - jensen_shannon(pattern[None], some_b) / log(2)).sum(-1)
+            roots_a, roots_b = (_patterns(m, rows, counted).sqrt() for m, rows in ((a, rows_a), (b, rows_b)))
+            wide = torch.promote_types(roots_a.dtype, roots_b.dtype)
+            total += einsum(roots_a.to(wide), roots_b.to(wide), "head_a q k, head_b q k -> head_a head_b")
     return total
 
 
 def _patterns(
     model: HookedModel | Any, rows: Int[Tensor, "batch pos"], counted: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "head query k_pos"]:
-    """The attention of all heads at the counted queries, in float64 on the CPU."""
+    """The attention of all heads at the counted queries, in float32 at least, on the CPU."""
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(rows.to(model.device), names_filter=names)
-    patterns = torch.cat([cache[name].cpu().double() for name in names], dim=1)
-    return rearrange(patterns, "batch head q k -> head batch q k")[:, counted]
-
-
-def jensen_shannon(
-    p: Float[Tensor, "#head query k_pos"], q: Float[Tensor, "#head query k_pos"]
-) -> Float[Tensor, "head query"]:
-    """H((p + q) / 2) - (H(p) + H(q)) / 2 of distributions over the last axis, in nats, from 0 to ln 2."""
-    return (_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2).clamp(min=0)
-
-
-def _entropy(p: Float[Tensor, "head query k_pos"]) -> Float[Tensor, "head query"]:
-    return torch.special.entr(p).sum(-1)
+    patterns = torch.cat([cache[name].cpu() for name in names], dim=1)
+    wide = patterns.float() if patterns.itemsize < 4 else patterns
+    return rearrange(wide, "batch head q k -> head batch q k")[:, counted]

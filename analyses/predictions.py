@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 TOP = 5
+AT_ONCE = 256
+"""Positions whose probabilities are held in float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,12 +85,13 @@ def compare_predictions(a: HookedModel | Any, b: HookedModel | Any, texts: Texts
     k = min(k, a.cfg.d_vocab)
 
     def measure(rows_a: Int[Tensor, "batch pos"], rows_b: Int[Tensor, "batch pos"]) -> tuple[Tensor, ...]:
-        log_a, log_b = (
-            model(rows.to(model.device)).cpu().double().log_softmax(-1) for model, rows in ((a, rows_a), (b, rows_b))
-        )
-        if log_a.shape != log_b.shape:
-            raise LabError(f"the models predict {log_a.shape[-1]} and {log_b.shape[-1]} tokens; expected the same.")
-        return (*_divergences(log_a, log_b), log_a.argmax(-1) == log_b.argmax(-1), _overlap(log_a, log_b, k))
+        logits = [model(rows.to(model.device)).cpu() for model, rows in ((a, rows_a), (b, rows_b))]
+        if logits[0].shape != logits[1].shape:
+            raise LabError(f"the models predict {logits[0].shape[-1]} and {logits[1].shape[-1]} tokens, not the same.")
+        flat_a, flat_b = (rearrange(x, "batch pos d_vocab -> (batch pos) d_vocab").split(AT_ONCE) for x in logits)
+        pieces = [_measures(x.double(), y.double(), k) for x, y in zip(flat_a, flat_b, strict=True)]
+        found = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return tuple(rearrange(x, "(batch pos) -> batch pos", batch=len(rows_a)) for x in found)
 
     kl, kl_back, agree, overlap = text.tokenwise(measure)
     return Predictions(
@@ -102,15 +106,17 @@ def compare_predictions(a: HookedModel | Any, b: HookedModel | Any, texts: Texts
     )
 
 
-def _divergences(
-    log_a: Float[Tensor, "batch pos d_vocab"], log_b: Float[Tensor, "batch pos d_vocab"]
-) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
-    return (log_a.exp() * (log_a - log_b)).sum(-1), (log_b.exp() * (log_b - log_a)).sum(-1)
-
-
-def _overlap(
-    log_a: Float[Tensor, "batch pos d_vocab"], log_b: Float[Tensor, "batch pos d_vocab"], k: int
-) -> Float[Tensor, "batch pos"]:
+def _measures(
+    logits_a: Float[Tensor, "token d_vocab"], logits_b: Float[Tensor, "token d_vocab"], k: int
+) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"], Bool[Tensor, "token"], Float[Tensor, "token"]]:
+    """KL both ways, whether the likeliest token is the same, and the overlap of the k likeliest."""
+    log_a, log_b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)
+    apart = log_a - log_b
     tops_a, tops_b = (log.topk(k).indices for log in (log_a, log_b))
-    same = rearrange(tops_a, "batch pos k -> batch pos k 1") == rearrange(tops_b, "batch pos k -> batch pos 1 k")
-    return same.any(-1).double().mean(-1)
+    same = rearrange(tops_a, "token k -> token k 1") == rearrange(tops_b, "token k -> token 1 k")
+    return (
+        (log_a.exp() * apart).sum(-1),
+        -(log_b.exp() * apart).sum(-1),
+        log_a.argmax(-1) == log_b.argmax(-1),
+        same.any(-1).double().mean(-1),
+    )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.same_text import SameText, Texts, of_both, same_text
@@ -73,25 +73,29 @@ def layer_similarity(a: HookedModel | Any, b: HookedModel | Any, texts: Texts) -
     """
     text = same_text(a, b, texts)
     kept = sampled(text)
-    sides: list[Float[Tensor, "layer token token2"]] = []
-    for model, side in ((a, 0), (b, 1)):
-        [found] = text.tokenwise(lambda *rows, model=model, side=side: (streams(model, rows[side]),))
-        sides.append(centred_grams(rearrange(found[kept], "token layer d_model -> layer token d_model")))
+    found_a, found_b = [], []
+    with torch.inference_mode():
+        for places, rows_a, rows_b in text.batches():
+            here = torch.stack([kept[place] for place in places])
+            found_a.append(streams(a, rows_a, here))
+            found_b.append(streams(b, rows_b, here))
+    grams_a, grams_b = (centred_grams(torch.cat(found, 1)) for found in (found_a, found_b))
     return LayerSimilarity(
-        to_numpy(cka_of_grams(*sides)),
-        int(kept.sum()),
+        to_numpy(cka_of_grams(grams_a, grams_b)),
+        grams_a.shape[-1],
         labels={"layer_a": layer_names(a), "layer_b": layer_names(b)},
         provenance=of_both(a, b, text, site="resid_post"),
     )
 
 
-def sampled(text: SameText) -> Bool[Tensor, "token"]:
-    """The positions that CKA is computed on.
+def sampled(text: SameText) -> tuple[Bool[Tensor, "_"], ...]:
+    """The positions of each text that CKA is computed on.
 
     Raises:
         LabError: too few.
     """
-    places = torch.cat(text.distinct).nonzero()[:, 0]
+    distinct = torch.cat(text.distinct)
+    places = distinct.nonzero()[:, 0]
     if len(places) < FEWEST:
         raise LabError(
             f"CKA needs at least {FEWEST} different positions beside the first of each text; the texts have "
@@ -99,16 +103,18 @@ def sampled(text: SameText) -> Bool[Tensor, "token"]:
         )
     if len(places) > MOST:
         places = places[torch.linspace(0, len(places) - 1, MOST).round().long()]
-    kept = torch.zeros(len(text.position), dtype=torch.bool)
+    kept = torch.zeros_like(distinct)
     kept[places] = True
-    return kept
+    return kept.split([len(row) for row in text.rows_a])
 
 
-def streams(model: HookedModel | Any, rows: Tensor) -> Float[Tensor, "batch pos layer d_model"]:
-    """The residual stream before the first block and after each, in float64 on the CPU."""
+def streams(
+    model: HookedModel | Any, rows: Int[Tensor, "batch pos"], kept: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "layer token d_model"]:
+    """The residual stream before the first block and after each, at some positions, in float64 on the CPU."""
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))]
     _, cache = model.run_with_cache(rows.to(model.device), names_filter=names)
-    return rearrange([cache[name].cpu().double() for name in names], "layer batch pos d -> batch pos layer d")
+    return torch.stack([cache[name].cpu()[kept].double() for name in names])
 
 
 def layer_names(model: HookedModel | Any) -> list[str]:

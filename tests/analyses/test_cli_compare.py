@@ -117,7 +117,7 @@ def test_the_checkpoints_of_a_run_are_shown_in_their_order(run: Path) -> None:
 
 def test_the_loss_of_the_checkpoints_can_be_that_of_a_text(run: Path) -> None:
     found = document("compare", run, "--checkpoints", "--ids", "--prompt", "3 1 2 7 5 9")
-    expected = float(load(run)(torch.tensor([[3, 1, 2, 7, 5, 9]]), return_type="loss"))
+    expected = load(run)(torch.tensor([[3, 1, 2, 7, 5, 9]]), return_type="loss").item()
     assert found["values"][-1][0] == pytest.approx(expected, rel=1e-5)  # float32
 
 

@@ -108,6 +108,16 @@ def found() -> ComparisonResult:
     return compare(random_model(TransformerConfig(**SIZES)), random_model(TransformerConfig(**SIZES), 1), TOKENS)
 
 
+@pytest.mark.gpu
+def test_models_on_different_devices_are_compared() -> None:
+    model = random_model(TransformerConfig(**SIZES), dtype=torch.float32)
+    there = deepcopy(model).to("cuda")
+    for a, b in ((model, there), (there, model), (there, deepcopy(there))):
+        found = compare(a, b, TOKENS)
+        assert found.first_difference() is None
+        assert set(found.parts) == {"layers", "heads", "lens", "predictions", "losses"}
+
+
 class TestTheWhole:
     def test_it_is_saved_and_read_with_all_its_parts(self, found: ComparisonResult, tmp_path: Path) -> None:
         found.save(tmp_path / "found.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from math import log
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -52,18 +52,13 @@ def test_a_copy_with_its_heads_permuted_is_matched_back(
 
 
 @given(models(), models(), token_batches(min_pos=2))
-def test_similarity_is_the_divergence_of_the_patterns_query_by_query(a: GPT, b: GPT, tokens: Tensor) -> None:
+def test_similarity_is_bhattacharyyas_coefficient_query_by_query(a: GPT, b: GPT, tokens: Tensor) -> None:
     found = head_matching(a, b, tokens)
 
     def patterns(model: GPT) -> Tensor:
         cache = model.run_with_cache(tokens)[1]
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
         return torch.cat([cache[name].detach() for name in names], 1)
-
-    def divergence(p: Tensor, q: Tensor) -> float:
-        m = (p + q) / 2
-        parts = [(x[x > 0] * (x[x > 0] / m[x > 0]).log()).sum() for x in (p, q)]
-        return float(sum(parts)) / 2
 
     beginnings: set[tuple[int, ...]] = set()
     queries = []
@@ -76,8 +71,11 @@ def test_similarity_is_the_divergence_of_the_patterns_query_by_query(a: GPT, b: 
     all_a, all_b = patterns(a), patterns(b)
     for i in range(all_a.shape[1]):
         for j in range(all_b.shape[1]):
-            apart = [divergence(all_a[row, i, q], all_b[row, j, q]) for row, q in queries]
-            assert found.pattern[i, j] == pytest.approx(1 - np.mean(apart) / log(2), abs=1e-9)
+            alike = [
+                sum(sqrt(x * y) for x, y in zip(all_a[row, i, q].tolist(), all_b[row, j, q].tolist(), strict=True))
+                for row, q in queries
+            ]
+            assert found.pattern[i, j] == pytest.approx(np.mean(alike), abs=1e-9)
     assert (found.pattern >= -1e-12).all()
     assert (found.pattern <= 1 + 1e-12).all()
 
