@@ -25,7 +25,10 @@ def rows_of(tokens: Tensor, mask: Tensor) -> list[Tensor]:
     return [row[real] for row, real in zip(tokens, mask, strict=True)]
 
 
-@given(models(), models(), token_batches(), st.integers(1, 11))
+UNCAPPED = models(output_logits_soft_cap=None)  # a cap makes ties, and which of two equals comes first has no rule
+
+
+@given(UNCAPPED, UNCAPPED, token_batches(), st.integers(1, 11))
 def test_kl_agreement_and_overlap_are_their_definitions(a: GPT, b: GPT, tokens: Tensor, k: int) -> None:
     found = compare_predictions(a, b, tokens, k)
     place = 0
