@@ -14,7 +14,7 @@ from typing import Any
 from interp.errors import LabError, choose
 from models.config import TransformerConfig
 from models.devices import available, dtype_of
-from models.hooked_fields import config_of_hooked
+from models.hooked_fields import OFF, config_of_hooked
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "use_attn_result": ("hook_result",),
@@ -38,7 +38,10 @@ _NOTES: dict[str, Any] = {
     "checkpoint_value": None,
     "from_checkpoint": False,
     "init_mode": "gpt2",
+    "init_weights": True,
     "n_devices": 1,
+    "trust_remote_code": False,
+    "use_hook_tokens": False,
 }
 _OWN = tuple(field.name for field in fields(TransformerConfig))
 
@@ -61,7 +64,7 @@ class HookedTransformerConfig(TransformerConfig):
         flags = {name: bool(values.pop(name, False)) for name in FLAGS}
         super().__init__(**(values if values.keys() == set(_OWN) else _translated(values)))
         notes = {name: values.get(name, usual) for name, usual in _NOTES.items()}
-        vars(self).update(flags, **notes, on_assign=None)
+        vars(self).update(OFF | flags | notes, on_assign=None)
 
     @classmethod
     def of(cls, cfg: TransformerConfig | Mapping[str, Any]) -> HookedTransformerConfig:
@@ -70,9 +73,13 @@ class HookedTransformerConfig(TransformerConfig):
             return cfg
         return cls(**(plain_fields(cfg) if isinstance(cfg, TransformerConfig) else cfg))
 
+    unwrap = of
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HookedTransformerConfig:
-        return cls(**values)
+        """The config of a dictionary, in HookedTransformer's words or as `to_dict` gives it."""
+        own = set(_OWN) - {"device"} <= values.keys()
+        return cls.of(TransformerConfig.from_dict(values) if own else values)
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = _SPELLED.get(name, name)
@@ -106,6 +113,14 @@ class HookedTransformerConfig(TransformerConfig):
     @property
     def initializer_range(self) -> float:
         return self.init_range
+
+    @property
+    def use_attn_scale(self) -> bool:
+        return self.score_scale != 1
+
+    @property
+    def use_qk_norm(self) -> bool:
+        return self.qk_norm is not None
 
     @property
     def use_local_attn(self) -> bool:

@@ -18,7 +18,7 @@ _SAME = (
 )  # fmt: skip
 
 # What the lab does not compute, and the value that switches it off.
-_OFF: dict[str, Any] = {
+OFF: dict[str, Any] = {
     "final_rms": False,
     "post_embedding_ln": False,
     "num_experts": None,
@@ -67,8 +67,8 @@ def config_of_hooked(values: Mapping[str, Any]) -> TransformerConfig:
     if lacking:
         raise LabError(f"the config lacks {', '.join(lacking)}; expected the sizes of a HookedTransformer.")
     for name in values:
-        choose("entry of a HookedTransformerConfig", name, (*_SAME, *_OFF, *_READ, *_WITHOUT_EFFECT))
-    for name, off in _OFF.items():
+        choose("entry of a HookedTransformerConfig", name, (*_SAME, *OFF, *_READ, *_WITHOUT_EFFECT))
+    for name, off in OFF.items():
         if values.get(name, off) != off:
             raise LabError(
                 f"this HookedTransformer has {name}={values[name]!r}; the lab's own code computes {name}={off!r} only."

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from einops import repeat
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.errors import LabError
@@ -38,8 +36,8 @@ from models.devices import available, dtype_of
 from models.gpt import GPT
 from models.hooked_cache import HookedCache
 from models.hooked_config import FLAGS, HookedTransformerConfig, plain_fields
+from models.hooked_state import HookedState
 from models.hooked_text import HookedText
-from models.hooked_weights import from_hooked, to_hooked, unmatched
 from models.processing import process_weights
 
 __all__ = [
@@ -53,14 +51,7 @@ __all__ = [
 ]
 
 
-class Keys(NamedTuple):
-    """Names that `load_state_dict` could not match."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class HookedTransformer(HookedText):
+class HookedTransformer(HookedState, HookedText):
     """A `GPT` that scripts written for HookedTransformer take for theirs.
 
     cfg: a `HookedTransformerConfig`, a dictionary of its fields, or a `TransformerConfig`. tokenizer: the lab's, or a
@@ -133,7 +124,8 @@ class HookedTransformer(HookedText):
         from models.hooked_loading import fetched
 
         place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-        version = revision if checkpoint_value is None else checkpoint_value
+        step = others.pop("checkpoint_label", None) if checkpoint_value is None else checkpoint_value
+        version = revision if step is None else step
         precision = dtype_of(others.pop("torch_dtype", dtype))
         model = fetched(model_name, hf_model, available(place), precision, version, first_n_layers, n_ctx, others)
         steps = (fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices)
@@ -200,7 +192,7 @@ class HookedTransformer(HookedText):
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
 
-    # -- hooks and weights ------------------------------------------------------------------------------------
+    # -- hooks ----------------------------------------------------------------------------------------------------
 
     def select_hooks(self, names: Any) -> list[str]:
         return super().select_hooks(self._meant(names))
@@ -214,17 +206,36 @@ class HookedTransformer(HookedText):
         level: int | None = None,
         prepend: bool = False,
     ) -> list[HookHandle]:
-        return super().add_hook(self._meant(name), hook, dir, is_permanent, level, prepend)
+        meant = self._meant(name)
+        for each in [meant] if meant in self.hook_dict else self.select_hooks(meant):
+            self.check_hooks_to_add(self.hook_dict[each], each, hook, dir, is_permanent, prepend)
+        return super().add_hook(meant, hook, dir, is_permanent, level, prepend)
+
+    def check_hooks_to_add(
+        self,
+        hook_point: HookPoint,
+        hook_point_name: str,
+        hook: HookFn,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> None:
+        """Called before a hook is attached, for a subclass to refuse it; every hook is welcome here."""
+
+    def list_hooks(self) -> dict[str, list[HookHandle]]:
+        """The hooks that are attached, forward ones first, by the name of their point."""
+        attached = {name: [*point.fwd_hooks, *point.bwd_hooks] for name, point in self.hook_dict.items()}
+        return {name: handles for name, handles in attached.items() if handles}
 
     def _check_names(self, named_hooks: Sequence[tuple[Any, HookFn]]) -> None:
         super()._check_names([(self._meant(name), fn) for name, fn in named_hooks])
 
     def _meant(self, names: Any) -> Any:
-        """A block's point by TransformerLens 4's name for it, inside the block's attention, is the block's.
+        """What a name or a predicate stands for.
 
-        A predicate means the points of an ordinary run, and others only if it accepts none of those.
-
-        So `lambda name: "hook_q" in name` is not given `hook_q_input`, which has another shape.
+        A predicate means the points of an ordinary run, and others only if it accepts none of those: so
+        `lambda name: "hook_q" in name` is not given `hook_q_input`, which has another shape. A block's point by
+        TransformerLens 4's name for it, inside the block's attention, is the block's.
         """
         if isinstance(names, str) and names not in self.hook_dict:
             in_block = names.replace(".attn.hook_", ".hook_")
@@ -243,75 +254,15 @@ class HookedTransformer(HookedText):
         """`add_caching_hooks` where a predicate says."""
         self.add_caching_hooks(names, incl_bwd, cache=cache, **options)
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
-        """The weights under HookedTransformer's names, in its shapes; as a part of another module under our own."""
-        if args or prefix or kwargs.get("destination") is not None:
-            return super().state_dict(*args, prefix=prefix, **kwargs)
-        return to_hooked(self)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Weights under HookedTransformer's names; its buffers (`attn.mask`, `attn.IGNORE`, ...) are left out.
-
-        Raises:
-            LabError: tensors are missing or unexpected (unless strict=False, which returns their names), or of other
-                shapes; nothing was changed then.
-        """
-        nn.Module.load_state_dict(self, from_hooked(state_dict, self.cfg, strict), strict=False, assign=assign)
-        return Keys(*unmatched(state_dict, self.cfg))
-
-    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], **steps: bool) -> None:
-        """`load_state_dict`, then `process_weights_`."""
-        self.load_state_dict(state_dict)
-        self.process_weights_(**steps)
-
-    def process_weights_(self, **steps: bool) -> None:
-        """The weights rewritten in place with the same predictions; see `models.processing.process_weights`."""
-        process_weights(self, **steps)
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Draw fresh weights: every matrix normal(0, cfg.init_range), every bias 0, every gain as it is.
-
-        From `cfg.seed`, or torch's own state without one. The draws are not HookedTransformer's, their law is.
-        """
-        cfg = self.cfg
-        if self.device.type == "meta":
-            return
-        source = None if cfg.seed is None else torch.Generator(self.device).manual_seed(cfg.seed)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0.0, cfg.init_range, generator=source)
-            elif name.endswith("bias"):
-                parameter.zero_()
-
     def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> HookedTransformer:
         return super().to(*args, **kwargs)
 
+    def move_model_modules_to_device(self) -> None:
+        """To `cfg.device`, where every assignment to it has put them already."""
+        self.to(self.cfg.device)
+
     def mps(self) -> HookedTransformer:
         return self.to(available("mps"))
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        return self._of_each_head(super().W_K)
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        return self._of_each_head(super().W_V)
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        return self._of_each_head(super().b_K)
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        return self._of_each_head(super().b_V)
-
-    def _of_each_head(self, stacked: Float[Tensor, "layer kv_head *axes"]) -> Float[Tensor, "layer head *axes"]:
-        return repeat(stacked, "layer kv ... -> layer (kv group) ...", group=self.cfg.n_heads // self.cfg.n_kv_heads)
-
-    @property
-    def W_E_pos(self) -> Float[Tensor, "d_vocab_and_n_ctx d_model"]:
-        return torch.cat([self.W_E, self.W_pos])
 
     @property
     def n_params_total(self) -> int:

@@ -14,8 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from analyses import activation_patching
+from interp import tasks
 from interp.errors import LabError, UnknownHookError
 from interp.hook_point import HookPoint
 from models import GPT, TransformerConfig, hooked_utils, load
@@ -68,8 +71,8 @@ class TestConfig:
         model = HookedTransformer(SIZES | {"d_model": 64, "d_head": 16, "initializer_range": 0.3, "device": "cpu"})
         assert (model.b_in == 0).all()
         # 8192 and 4096 draws: the standard deviation is within 5 % with all but certainty.
-        assert float(model.W_in[0].std()) == pytest.approx(0.3, rel=0.05)
-        assert float(model.W_O[0].std()) == pytest.approx(0.3, rel=0.05)
+        assert model.W_in[0].std().item() == pytest.approx(0.3, rel=0.05)
+        assert model.W_O[0].std().item() == pytest.approx(0.3, rel=0.05)
 
     def test_before_a_model_is_built_its_shape_can_be_assigned(self) -> None:
         cfg = HookedTransformerConfig(**SIZES)
@@ -127,6 +130,20 @@ class TestConfig:
         assert not model.cfg.use_attn_result
         assert ("result", 0) not in model.run_with_cache(TOKENS)[1]
 
+    def test_a_dictionary_gives_the_config_back(self) -> None:
+        for cfg in (HookedTransformerConfig(**SIZES), HookedTransformerConfig.of(GROUPED)):
+            again = HookedTransformerConfig.from_dict(cfg.to_dict())
+            assert again.to_dict() == cfg.to_dict()
+        assert HookedTransformerConfig.unwrap(SIZES).to_dict() == HookedTransformerConfig(**SIZES).to_dict()
+
+    def test_fields_of_what_the_lab_does_not_compute_are_there_and_off(self) -> None:
+        cfg = HookedTransformerConfig(**SIZES)
+        assert (cfg.final_rms, cfg.num_experts, cfg.use_qk_norm, cfg.use_local_attn) == (False, None, False, False)
+        assert cfg.use_attn_scale is True
+        assert (cfg.init_mode, cfg.n_devices, cfg.tokenizer_name) == ("gpt2", 1, None)
+        with pytest.raises(LabError, match="num_experts"):
+            HookedTransformerConfig(**SIZES, num_experts=4)
+
 
 class TestHooks:
     def test_a_predicate_means_the_points_of_an_ordinary_run(self, model: HookedTransformer) -> None:
@@ -174,6 +191,18 @@ class TestHooks:
         model.reset_hooks()
         assert not point.has_hooks("fwd")
         assert point.has_hooks("bwd")
+
+    def test_a_subclass_may_refuse_a_hook_before_it_is_attached(self) -> None:
+        class Careful(HookedTransformer):
+            def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, *rest: Any) -> None:
+                if hook_point_name.endswith("hook_z"):
+                    raise LabError("not here")
+
+        model = Careful.of(of())
+        model.add_hook("hook_embed", lambda x, hook: None)
+        with pytest.raises(LabError, match="not here"):
+            model.run_with_hooks(TOKENS, fwd_hooks=[(lambda name: True, lambda x, hook: None)])
+        assert list(model.list_hooks()) == ["hook_embed"]
 
     def test_contexts_are_cleared_alone(self, model: HookedTransformer) -> None:
         point = model.hook_dict["hook_embed"]
@@ -339,6 +368,13 @@ class TestWeights:
         again = load(speaker.save(tmp_path / "model"))
         assert type(again) is GPT
         assert torch.equal(again(TOKENS), speaker(TOKENS))
+
+    def test_an_analysis_takes_it_for_any_model_of_the_lab(self) -> None:
+        plain = load("town")
+        hooked = HookedTransformer.of(plain)
+        pairs = tasks.ioi(plain, n=4, seed=0)
+        ours, theirs = (activation_patching(each, pairs, site="z").values for each in (plain, hooked))
+        assert (ours == theirs).all()
 
 
 class TestFromPretrained:
@@ -580,3 +616,98 @@ class TestHelpers:
         assert "answer, rank 0" in printed
         assert "(' Mary', 0)" in printed
         assert printed.count("top 0") == (1 if answer == "Mary" else 2)
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor holds that an operation makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+        if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in given:
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+class TestTraps:
+    """What goes wrong in TransformerLens 3 and 4, and does not here."""
+
+    def test_starting_at_a_layer_runs_no_block_before_it(self) -> None:
+        model = of(TransformerConfig(n_layers=4, n_heads=2, d_model=8, d_vocab=7, n_ctx=8))
+        resid, whole = model(TOKENS, stop_at_layer=3), model(TOKENS)
+        ran: list[int] = []
+        for layer, block in enumerate(model.blocks):
+            block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+        torch.testing.assert_close(model(resid, start_at_layer=3), whole, **CLOSE)
+        assert ran == [3]
+
+    def test_a_hook_is_called_with_the_name_that_was_asked_for(self, model: HookedTransformer) -> None:
+        called: list[str] = []
+        names = [name for name in model.hook_dict if "resid" in name or name.endswith("_in")]
+        note = lambda tensor, hook: called.append(hook.name)  # noqa: E731
+        for name in names:
+            model.run_with_hooks(TOKENS, fwd_hooks=[(name, note)])
+        assert called == names
+
+    def test_results_of_heads_never_hold_an_axis_of_d_head_and_one_of_d_model(self) -> None:
+        model = of(TransformerConfig(n_layers=1, n_heads=4, d_model=64, d_head=16, d_vocab=7, n_ctx=8, attn_only=True))
+        model.cfg.use_attn_result = True
+        tokens = TOKENS.repeat(8, 1)
+        with _Sizes() as sizes:
+            model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_result", lambda result, hook: 2 * result)])
+        assert sizes.largest == tokens.numel() * 4 * 64  # [batch pos head d_model]; with d_head 16 times as many
+
+    def test_a_forward_copies_no_weights(self) -> None:
+        model = of(TransformerConfig(n_layers=1, n_heads=4, d_model=64, d_vocab=100, n_ctx=8))
+        with torch.no_grad(), _Sizes() as sizes:
+            model(TOKENS)
+            model.run_with_cache(TOKENS)
+        assert model.W_Q.numel() == 64 * 64 > sizes.largest
+
+    def test_no_cache_keeps_the_logits(self, model: HookedTransformer) -> None:
+        logits, cache = model.run_with_cache(TOKENS)
+        assert all(tensor.shape[-1] != model.cfg.d_vocab for tensor in cache.values())
+        assert logits.untyped_storage().data_ptr() not in {t.untyped_storage().data_ptr() for t in cache.values()}
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_attention_of_half_precision_sums_to_one(self, dtype: torch.dtype) -> None:
+        model = of(TransformerConfig(n_layers=2, n_heads=2, d_model=16, d_vocab=7, n_ctx=12)).to(dtype)
+        _, cache = model.run_with_cache(torch.randint(7, (4, 12)))
+        for layer in range(2):
+            rows = cache["pattern", layer].sum(-1)
+            # A float32 softmax of 12 entries: 1e-6 is ten roundings.
+            torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-6, rtol=0)
+            assert torch.isfinite(cache["attn_scores", layer]).all()
+
+    def test_an_edit_in_place_under_a_backward_hook_leaves_the_cache_and_the_gradient_right(
+        self, model: HookedTransformer
+    ) -> None:
+        name, grads = "blocks.1.hook_resid_pre", []
+
+        def silence(resid: Tensor, hook: HookPoint) -> Tensor:
+            resid[:, 0] = 0
+            return resid
+
+        before = model.run_with_cache(TOKENS, names_filter=name)[1][name].clone()
+        cache, forward, _ = model.get_caching_hooks(name)
+        with model.hooks([*forward, (name, silence)], [(name, lambda grad, hook: grads.append(grad))]):
+            model(TOKENS, return_type="loss").backward()
+        assert torch.equal(cache[name], before)
+        assert torch.isfinite(grads[0]).all()
+        assert grads[0][:, 0].abs().sum() > 0  # of what comes after the edit, where position 0 is still read
+
+    def test_parts_sum_to_the_logit_difference_whether_or_not_the_norm_is_folded(
+        self, model: HookedTransformer
+    ) -> None:
+        answers = (torch.tensor([1, 2]), torch.tensor([3, 0]))
+        for _ in range(2):
+            logits, cache = model.run_with_cache(TOKENS)
+            stack = cache.get_full_resid_decomposition(pos_slice=-1)
+            parts = cache.logit_attrs(stack, *answers, pos_slice=-1).sum(0)
+            right, wrong = logits[:, -1].gather(1, torch.stack(answers, 1)).unbind(1)
+            torch.testing.assert_close(parts + cache.unembed_bias_attrs(*answers), right - wrong, **CLOSE)
+            model.process_weights_()
