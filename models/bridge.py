@@ -99,13 +99,14 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
 
     def forward(
         self,
-        input: Input,
+        input: Input | Float[Tensor, "batch pos d_model"],
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
         padding_side: str = "right",
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
     ) -> Any:
         """Logits Float[Tensor, "batch pos d_vocab"], the next-token loss, both, or None.
 
@@ -113,9 +114,15 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
         side, texts are padded and masked by themselves; stop_at_layer returns the stream entering that block.
 
         Raises:
-            LabError: ids out of range, more positions than n_ctx, a mask of another shape, or `hook_attn_in`
-                hooked together with one of `hook_q/k/v_input`.
+            LabError: start_at_layer (the wrapped model would run the blocks before it all the same), ids out of range,
+                more positions than n_ctx, a mask of another shape, or `hook_attn_in` hooked together with one of
+                `hook_q/k/v_input`.
         """
+        if start_at_layer is not None:
+            raise LabError(
+                f"start_at_layer={start_at_layer}: a TransformerBridge cannot run from a layer; edit its stream with a "
+                "hook (interp.edits.write), or load with backend='native'."
+            )
         mask = None if attention_mask is None else attention_mask.bool()
         if isinstance(input, str | list):
             tokens, real = self.to_tokens_and_mask(input, prepend_bos, padding_side, truncate=False)
