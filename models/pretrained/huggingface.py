@@ -161,7 +161,7 @@ def _check_tie(cfg: TransformerConfig, embedding: str, head: str, stored: Stored
 
 def _same(stored: StoredTensors, one: str, other: str) -> bool:
     a, b = stored.entries[one], stored.entries[other]
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+    if not a.shape or (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     pairs = zip(stored.pieces(one), stored.pieces(other), strict=True)
     return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)

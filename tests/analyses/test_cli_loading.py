@@ -20,6 +20,7 @@ import pytest
 from analyses.command_line.shell import DONE, FAILED, MISUSED
 from tests.analyses.tiny_models import ROOT, interp
 from tests.checkpoints import saved, tiny_hugging_face_model
+from tests.models.tiny_checkpoints import bloom, change_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LENS = ["--ids", "--prompt", "1 2 3"]
@@ -164,16 +165,6 @@ def test_what_was_downloaded_once_loads_offline_and_nothing_else_does(hub: str, 
     assert "HF_HUB_OFFLINE is set" in message
 
 
-def bloom(directory: Path, **changes: object) -> Path:
-    """A checkpoint that the lab has no code for, with entries of config.json changed."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    BloomForCausalLM(BloomConfig(vocab_size=7, hidden_size=8, n_layer=2, n_head=2)).save_pretrained(directory)
-    config = directory / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
-    return directory
-
-
 def test_another_architecture_goes_to_transformerlens_and_one_line_says_so(tmp_path: Path) -> None:
     result = interp("lens", "--model", str(bloom(tmp_path)), *LENS)
     assert result.exit_code == DONE, result.stderr
@@ -211,12 +202,8 @@ def cut_shard(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def resize(**entries: object) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        config = directory / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | entries))
-
-    return change
+def config_with(**entries: object) -> Callable[[Path], None]:
+    return lambda directory: change_config(directory, **entries)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -225,13 +212,13 @@ def resize(**entries: object) -> Callable[[Path], None]:
     [
         (remove_shard, ["names 'model-00001-of-", "which is not there"]),
         (cut_shard, ["truncated or corrupt", "get the file again"]),
-        (resize(hidden_size=48), ["'model.embed_tokens.weight' has shape [61, 32]", "[61, 48]"]),
-        (resize(num_hidden_layers=3), ["missing 'model.layers.2.input_layernorm.weight'", "and 5 more"]),
-        (resize(num_hidden_layers=1), ["not expected 'model.layers.1.", "and 5 more"]),
-        (resize(num_attention_heads=5), ["n_heads=5"]),
-        (resize(num_hidden_layers=10**12), ["1000000000000 layers"]),
-        (resize(intermediate_size="wide"), ["d_mlp='wide'"]),
-        (resize(vocab_size=-1), ["d_vocab=-1"]),
+        (config_with(hidden_size=48), ["'model.embed_tokens.weight' has shape [61, 32]", "[61, 48]"]),
+        (config_with(num_hidden_layers=3), ["missing 'model.layers.2.input_layernorm.weight'", "and 5 more"]),
+        (config_with(num_hidden_layers=1), ["not expected 'model.layers.1.", "and 5 more"]),
+        (config_with(num_attention_heads=5), ["n_heads=5"]),
+        (config_with(num_hidden_layers=10**12), ["1000000000000 layers"]),
+        (config_with(intermediate_size="wide"), ["d_mlp='wide'"]),
+        (config_with(vocab_size=-1), ["d_vocab=-1"]),
     ],
 )
 def test_a_damaged_sharded_checkpoint_is_told_without_a_traceback(
