@@ -41,6 +41,10 @@ def numbers_there(model: HookedTransformer, script: str, function: str, folder: 
 def assert_same_numbers(here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
     """Both compute in float64: 1e-8, of which a slope by differences of 1e-4 needs most. Kept in float32: 1e-6."""
     assert here.keys() == there.keys()
-    for name, value in here.items():
-        close = 1e-8 if value.dtype == torch.float64 else 1e-6
-        assert torch.allclose(value.detach(), there[name], atol=close, rtol=close), name
+    different = [name for name, value in here.items() if not _same(value.detach(), there[name])]
+    assert not different
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    close = 1e-8 if ours.dtype == torch.float64 else 1e-6
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=close, rtol=close)
