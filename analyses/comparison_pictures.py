@@ -51,7 +51,7 @@ def depth_figure(found: ComparisonResult) -> go.Figure:
     import plotly.graph_objects as go
 
     hooks = [str(name) for name in found.labels["hook"]]
-    heights = np.where(found.relative > 0, found.relative, NOTHING)
+    heights = np.where(found.relative == 0, NOTHING, found.relative)
     figure = go.Figure(
         go.Scatter(x=np.arange(len(hooks)), y=heights, mode="lines", line={"color": GRID}, hoverinfo="skip")
     )
@@ -93,8 +93,7 @@ def _hook_hover(found: ComparisonResult, i: int) -> str:
 
 def heads_figure(found: HeadMatching) -> go.Figure:
     """Similarity by pattern, and by role where roles are known."""
-    both = {"pattern": found.pattern, "role": found.role}
-    known = {name: values for name, values in both.items() if not np.isnan(values).any()}
+    known = {"pattern": found.pattern} | ({} if np.isnan(found.role).all() else {"role": found.role})
     sides = [Axis(axis, len(found.labels[axis]), found.labels[axis]) for axis in ("head_a", "head_b")]
     panels = Axis("by", len(known), [f"by {name}" for name in known])
     return pictures.facets(

@@ -74,13 +74,14 @@ class HeadMatching(Result):
         """The best match of each head of the first model, in its order; by "pattern" or "role".
 
         Raises:
-            LabError: another name, or roles that are not known.
+            LabError: another name, or nothing that is known under it.
         """
         choose("similarity", by, ("pattern", "role"))
         values = self.pattern if by == "pattern" else self.role
-        if np.isnan(values).any():
-            raise LabError("the roles of the heads are not known; try by='pattern'.")
-        forth, back = values.argmax(1), values.argmax(0)
+        if np.isnan(values).all():
+            raise LabError(f"no {by} of the heads is known; try by={'pattern' if by == 'role' else 'role'!r}.")
+        known = np.where(np.isnan(values), -np.inf, values)
+        forth, back = known.argmax(1), known.argmax(0)
         names_a, names_b = self.labels["head_a"], self.labels["head_b"]
         return tuple(
             Match(str(names_a[i]), str(names_b[j]), float(values[i, j]), bool(back[j] == i))
@@ -98,7 +99,8 @@ class HeadMatching(Result):
         from interp import markup
         from interp.page import Plot, Section
 
-        rows = [(m.a, m.b, m.similarity, "mutual" if m.mutual else "") for m in self.matches()]
+        matches = () if np.isnan(self.pattern).all() else self.matches()
+        rows = [(m.a, m.b, m.similarity, "mutual" if m.mutual else "") for m in matches]
         table = markup.table(["head of a", "most like it in b", "similarity of patterns", ""], rows)
         figure = self.plot().update_layout(title=None)
         return (Section(self.title, (Plot(figure), table), self.shows, self.caveat),)

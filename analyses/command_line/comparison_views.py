@@ -69,6 +69,8 @@ def _losses(found: TokenLosses) -> View:
 
 
 def _heads(found: HeadMatching, k: int) -> View:
+    if np.isnan(found.pattern).all():
+        return ["where the heads look is not a number in one of the models"]
     matches = found.matches()
     mutual = sum(match.mutual for match in matches)
     best = sorted(matches, key=lambda match: -match.similarity)[:k]

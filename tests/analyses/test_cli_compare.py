@@ -53,6 +53,16 @@ def test_the_planted_error_is_named(town: Path, other: Path) -> None:
         assert words in shown
 
 
+def test_a_model_that_gives_no_numbers_is_shown_as_such(town: Path, tmp_path: Path) -> None:
+    model = load(town)
+    with torch.no_grad():
+        model.embed.W_E.fill_(torch.nan)
+    result = interp("compare", town, model.save(tmp_path / "broken"), *PROMPTS)
+    assert result.exit_code == 0, result.stderr
+    assert "first differ at hook_embed" in result.stdout
+    assert "n/a" in result.stdout
+
+
 def test_it_prints_the_numbers_of_compare(town: Path, other: Path) -> None:
     a, b = load(town), load(other)
     expected = compare(a, b, [PROMPTS[1], PROMPTS[3]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,19 @@ class TestWhereAPortGoesWrong:
             assert largest == pytest.approx(float((x - y).abs().max()), rel=1e-12)
             if float(x.norm()) > 0:
                 assert relative == pytest.approx(float((x - y).norm() / x.norm()), rel=1e-9)
+
+    def test_a_number_that_is_none_is_where_they_part_and_leaves_a_page(self, tmp_path: Path) -> None:
+        model = random_model(TransformerConfig(**SIZES))
+        broken = deepcopy(model)
+        with torch.no_grad():
+            broken.blocks[0].attn.W_V[1, 0, 0] = torch.nan
+        found = compare(model, broken, TOKENS)
+        assert found.first_difference() == "blocks.0.attn.hook_v"
+        assert np.isnan(found.kl).all()
+        assert "first difference: blocks.0.attn.hook_v" in found.to_html()
+        found.save(tmp_path / "found.safetensors")
+        assert ComparisonResult.load(tmp_path / "found.safetensors") == found
+        assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["predictions"]["kl"][0] is None
 
     def test_rounding_of_the_coarser_dtype_is_no_difference(self) -> None:
         wide = random_model(TransformerConfig(**SIZES), dtype=torch.float32)

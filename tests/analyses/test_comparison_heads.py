@@ -107,7 +107,7 @@ def test_heads_of_a_model_too_short_for_a_repeat_are_matched_by_pattern_alone() 
     found = head_matching(short, short, torch.tensor([1, 2, 3]))
     assert np.isnan(found.role).all()
     assert len(found.matches()) == 8
-    with pytest.raises(LabError, match="roles of the heads are not known"):
+    with pytest.raises(LabError, match="no role of the heads is known; try by='pattern'"):
         found.matches("role")
     assert len(found.plot().data) == 1
 
