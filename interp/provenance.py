@@ -136,12 +136,13 @@ _hashes: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKey
 
 
 def weights_hash(model: nn.Module | Any) -> str:
-    """sha256 over every tensor of `model.state_dict()`: name, dtype, shape and bytes.
+    """sha256 over every tensor of the model's state: name, dtype, shape and bytes.
 
     Computed once per model and again only after a weight was replaced or changed in place (autograd's version
     counter tells). Reads every weight once, a tensor at a time per thread.
     """
-    state = {name: w for name, w in model.state_dict().items() if isinstance(w, Tensor)}
+    # By the names of its own parameters, also where it shows them under others: same weights, same hash.
+    state = {name: w for name, w in nn.Module.state_dict(model).items() if isinstance(w, Tensor)}
     stamp = tuple((name, w.data_ptr(), 0 if w.is_inference() else w._version) for name, w in state.items())
     known = _hashes.get(model)
     if known is not None and known[0] == stamp:

@@ -16,8 +16,9 @@ from hypothesis import given
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp import provenance
 from interp.errors import LabError
-from models import GPT, TransformerConfig, load, processing
+from models import GPT, HookedTransformer, TransformerConfig, load, processing
 from models.hooked_weights import config_of_hooked, from_hooked, to_hooked, unmatched
 from models.rotary_scaling import RotaryScaling
 from tests.strategies import models, random_model, token_batches
@@ -61,6 +62,14 @@ def test_weights_are_views_and_cost_no_memory() -> None:
     model = random_model(TransformerConfig(**SIZES, unembed_bias=True))
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert all(tensor.untyped_storage().data_ptr() in owned for tensor in to_hooked(model).values())
+
+
+def test_the_weights_hash_is_that_of_the_same_weights_under_our_names() -> None:
+    model = random_model(TransformerConfig(**SIZES, gated_mlp=True))
+    expected = provenance.weights_hash(model)
+    assert provenance.weights_hash(HookedTransformer.of(model)) == expected
+    processing.fold_norms(model)
+    assert provenance.weights_hash(model) != expected
 
 
 def test_a_processed_state_dict_has_no_gains_and_loads() -> None:
