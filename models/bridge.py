@@ -13,10 +13,9 @@ Weights are the checkpoint's own, neither folded nor centred: logits equal the H
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -267,54 +266,3 @@ class Bridge(StackedWeights, TextMethods, HookedModule):
             )
         with switched_on(self.inner, switches):
             yield
-
-
-def boot(
-    path_or_name: str | Path,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    revision: str | None = None,
-    tokenizer: Tokenizer | None = None,
-    model_name: str | None = None,
-) -> Bridge:
-    """A `Bridge` on a Hugging Face directory or hub id, from safetensors alone and without remote code.
-
-    `models.load(..., backend="transformer-lens")` calls this. dtype: by default float32. model_name: what results
-    call the model, by default `path_or_name`.
-
-    Raises:
-        LabError: nothing there, no sound safetensors, or an architecture that TransformerLens does not know.
-    """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-    from transformers import AutoModelForCausalLM
-
-    name = str(path_or_name)
-    try:
-        hf_model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype or torch.float32,
-            attn_implementation="eager",  # the only one whose scores and patterns can be read
-            use_safetensors=True,
-            trust_remote_code=False,
-            revision=revision,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-        _check_loading(loading)
-        hf_model.config.use_cache = False
-        hf_model = hf_model.to(device).eval()
-        inner = build_bridge_from_module(
-            hf_model, type(hf_model).__name__, hf_config=hf_model.config, model_name=model_name or name
-        )
-    except Exception as error:  # whatever transformers raises of a config or of weights that make no sense
-        reason = " ".join(str(error).split()[:60]) or type(error).__name__
-        raise LabError(f"cannot load {name!r} with backend='transformer-lens': {reason}") from error
-    return Bridge(inner, tokenizer, revision)
-
-
-def _check_loading(loading: Mapping[str, Any]) -> None:
-    """Refuse weights for which transformers made up values."""
-    for name, found, expected in sorted(loading["mismatched_keys"]):
-        raise ValueError(f"{name!r} has shape {list(found)}, the config makes it {list(expected)}.")
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights lack {', '.join(map(repr, missing[:4]))} ({len(missing)} in all).")

@@ -9,8 +9,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import choose
+from interp.errors import LabError, choose
 from interp.factored_matrix import FactoredMatrix, composition_scores
+from interp.shares import norms_what_is_written
 
 
 class StackedWeights:
@@ -114,13 +115,27 @@ class StackedWeights:
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, "d_model"]:
-        """The sum of the output biases written before block `layer` (with mlp_input: before its MLP)."""
+        """The sum of the output biases written before block `layer` (with mlp_input: before its MLP).
+
+        Raises:
+            LabError: norms after attention and MLPs, where what biases add differs from place to place.
+        """
         attention = [block.attn.b_O for block in self.blocks[: layer + mlp_input]]
         mlps = [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases and hasattr(block, "mlp")]
-        return sum([*attention, *mlps], torch.zeros_like(self.W_U[:, 0]))
+        total = sum([*attention, *mlps], torch.zeros_like(self.W_U[:, 0]))
+        if norms_what_is_written(self) and (bool(total.any()) or _has_bias(self.blocks[0].ln1_post)):
+            raise LabError(
+                "norms come after attention and MLPs in this model, so what biases add differs from place to place.  "
+                "Try cache.output_biases(layer)."
+            )
+        return total
 
     def _stacked(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+
+def _has_bias(norm: Any) -> bool:
+    return getattr(norm, "b", None) is not None
 
 
 def _of_all_layers(matrices: list[FactoredMatrix]) -> FactoredMatrix:

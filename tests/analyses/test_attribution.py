@@ -172,3 +172,19 @@ def test_where_shares_do_not_add_up_there_are_none(analysis: Any, feature: dict[
     model = random_model(TransformerConfig(**SIZES, **feature), seed=1)
     with pytest.raises(LabError, match=said):
         analysis(model, random_pairs(1))
+
+
+@pytest.mark.parametrize("places", ["post", "both"])
+@given(data=st.data())
+def test_with_norms_after_attention_and_mlps_parts_sum_to_the_logit_difference(places: str, data: Any) -> None:
+    """1e-10 of the largest share, in float64; heads also by source, and MLPs without their biases by neuron."""
+    model = data.draw(models(norm_places=places, normalization_type=data.draw(NORMS), **ADDITIVE))
+    prompts = data.draw(pairs())
+    found = head_attribution(model, prompts)
+    largest = max(1.0, *(float(np.abs(part).max(initial=0)) for part in (found.by_prompt, found.mlp, found.other)))
+    assert abs(found.total() - found.logit_diff.mean()) <= 1e-10 * largest
+    sources = source_attribution(model, prompts).values
+    assert np.abs(sources.sum(-1) - found.values).max() <= 1e-10 * max(largest, float(np.abs(sources).max()))
+
+
+NORMS = st.sampled_from(["LN", "RMS"])

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from interp import PromptPairs
 from models import GPT, load
-from models.bridge import boot
+from models.pretrained.bridged import boot
 
 
 @dataclass(frozen=True)

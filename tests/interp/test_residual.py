@@ -317,16 +317,34 @@ class TestRefusals:
     st.data(),
 )
 def test_biases_written_through_norms_count_at_every_place(model: GPT, tokens: Tensor, data: Any) -> None:
-    """Heads, neurons and biases of norms after them sum to the stream, and their shares to the logits."""
+    """Heads, neurons and biases of norms after them sum to the stream, and their shares to the logits.
+
+    1e-10 of the largest part, in float64: a few hundred parts are summed.
+    """
     logits, cache = cached(model, tokens)
-    parts = cache.get_full_resid_decomposition()
-    close(parts.sum(0), cache["resid_post", -1])
-    close(cache.logit_attrs(parts, 3).sum(0) + cache.unembed_bias_attrs(3), logits[..., 3])
+    for neurons in (True, False):
+        parts = cache.get_full_resid_decomposition(expand_neurons=neurons)
+        within_rounding(parts.sum(0), cache["resid_post", -1], parts)
+        shares = cache.logit_attrs(parts, 3)
+        within_rounding(shares.sum(0) + cache.unembed_bias_attrs(3), logits[..., 3], shares)
     layer = data.draw(layers(model))
-    expected = [bias_in_the_stream(cache, each, "attn", None) for each in range(layer)]
-    close(
-        cache.output_biases(layer, include_mlp_biases=False) + 0 * cache["resid_pre", 0], sum(expected) + 0 * parts[0]
+    expected = sum(bias_in_the_stream(cache, each, "attn", None) for each in range(layer))
+    like = cache["resid_pre", 0]
+    found = cache.output_biases(layer, include_mlp_biases=False)
+    within_rounding(found.expand_as(like), torch.as_tensor(expected).expand_as(like), like)
+
+
+@pytest.mark.parametrize("norm", ["LN", "RMS"])
+def test_a_sum_of_raw_biases_is_refused_where_norms_come_after_them(norm: str) -> None:
+    cfg = TransformerConfig(
+        n_layers=1, n_heads=2, d_model=8, d_vocab=11, n_ctx=8, norm_places="both", normalization_type=norm
     )
+    with pytest.raises(LabError, match=r"cache\.output_biases"):
+        random_model(cfg).accumulated_bias(1)
+
+
+def within_rounding(found: Tensor, expected: Tensor, parts: Tensor) -> None:
+    assert (found - expected).abs().max() <= 1e-10 * max(1.0, float(parts.abs().max()))
 
 
 def test_a_step_that_the_lab_does_not_know_leaves_parts_without_shares() -> None:

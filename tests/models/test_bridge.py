@@ -17,7 +17,8 @@ from interp.contract import HookedModel, ResumableModel
 from interp.errors import LabError, UnknownHookError
 from interp.sites import axes_of
 from models import GPT, TransformerConfig, load
-from models.bridge import Bridge, boot
+from models.bridge import Bridge
+from models.pretrained.bridged import boot
 from models.tokenizers import characters
 from tests.checkpoints import tiny_hugging_face_model
 from tests.parity.bridge_models import KINDS, VOCAB, Pair, both, saved
