@@ -74,7 +74,11 @@ def depth_figure(found: ComparisonResult) -> go.Figure:
     starts = {hook.split(".")[1]: i for i, hook in reversed(list(enumerate(hooks))) if hook.startswith("blocks.")}
     ticks = sorted((i, layer) for layer, i in starts.items())[:: max(1, len(starts) // 24)]
     figure.update_xaxes(
-        title_text="layer", tickvals=[i for i, _ in ticks], ticktext=[layer for _, layer in ticks], showgrid=False
+        title_text="layer",
+        tickvals=[i for i, _ in ticks],
+        ticktext=[layer for _, layer in ticks],
+        showgrid=False,
+        zeroline=False,
     )
     figure.update_yaxes(
         type="log", title_text=text.inert(found.unit), gridcolor=GRID, exponentformat="power", dtick=2, zeroline=False
