@@ -93,7 +93,7 @@ class RMSNorm(nn.Module):
 class WidthNorm(RMSNorm):
     """RMS norm of queries or keys over all heads as one vector (OLMo 2, arXiv:2501.00656).
 
-    hook_scale: [batch pos 1 1]; hook_normalized: [batch pos head d_head].
+    hook_scale: [batch pos head 1], the same for every head; hook_normalized: [batch pos head d_head].
     """
 
     def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
@@ -101,7 +101,8 @@ class WidthNorm(RMSNorm):
             whole = self.unhooked(rearrange(x, "batch pos head d -> batch pos (head d)"))
             return rearrange(whole, "batch pos (head d) -> batch pos head d", head=x.shape[2])
         wide = _at_least_float32(x)
-        scale = self.hook_scale((wide.pow(2).mean((-2, -1), keepdim=True) + self.eps).sqrt())
+        scale = (wide.pow(2).mean((-2, -1), keepdim=True) + self.eps).sqrt()
+        scale = self.hook_scale(scale.expand(*x.shape[:-1], 1))
         assert self.gain is not None  # nothing folds the gain of queries and keys
         gain = rearrange(self.gain, "(head d) -> head d", head=x.shape[2])
         return (self.hook_normalized(wide / scale) * gain).to(x.dtype)
