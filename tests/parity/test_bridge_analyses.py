@@ -105,7 +105,7 @@ BESIDE: dict[str, Callable[[Any, Any], Any]] = {
     "head_matching": lambda ours, model: analyses.head_matching(ours, model, TOKENS),
     "layer_similarity": lambda ours, model: analyses.layer_similarity(ours, model, TOKENS),
     "lens_trajectories": lambda ours, model: analyses.lens_trajectories(ours, model, TOKENS),
-    "token_losses": lambda ours, model: analyses.token_losses(ours, model, TOKENS),
+    "compare_losses": lambda ours, model: analyses.compare_losses(ours, model, TOKENS),
     "training_course": lambda ours, model: analyses.training_course(ours, [("step", model)]),
 }
 
