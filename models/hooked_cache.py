@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
 
 from interp.cache import ActivationCache, Key
 from interp.collector import without_batch
 from models.hooked_utils import get_act_name
+
+Direction = Float[Tensor, "d_model"] | Float[Tensor, "d_model n"] | None
 
 
 class HookedCache(ActivationCache):
@@ -47,6 +53,18 @@ class HookedCache(ActivationCache):
                     z, block.attn.W_O, "... head d_head, head d_head model -> ... head model"
                 )
 
+    def get_neuron_results(self, *args: Any, project_output_onto: Direction = None, **kwargs: Any) -> Any:
+        """As `ActivationCache.get_neuron_results`; project_output_onto: directions that d_model is contracted with."""
+        return _projected(super().get_neuron_results(*args, **kwargs), project_output_onto)
+
+    def stack_neuron_results(self, *args: Any, project_output_onto: Direction = None, **kwargs: Any) -> Any:
+        """As `ActivationCache.stack_neuron_results`, and as `get_neuron_results` here."""
+        return _projected(super().stack_neuron_results(*args, **kwargs), project_output_onto)
+
+    def get_full_resid_decomposition(self, *args: Any, project_output_onto: Direction = None, **kwargs: Any) -> Any:
+        """As `ActivationCache.get_full_resid_decomposition`, and as `get_neuron_results` here."""
+        return _projected(super().get_full_resid_decomposition(*args, **kwargs), project_output_onto)
+
     def toggle_autodiff(self, mode: bool = False) -> None:
         """Switch gradients on or off, for torch as a whole and not for this cache alone."""
         torch.set_grad_enabled(mode)
@@ -55,3 +73,10 @@ class HookedCache(ActivationCache):
         if isinstance(key, str) and key.isalnum() and not key.isalpha():
             return get_act_name(key)
         return super()._name(key)  # type: ignore[arg-type]  # a Site was taken out before
+
+
+def _projected(given: Any, directions: Direction) -> Any:
+    """A stack, or a stack with its labels, along some directions of the stream."""
+    if directions is None:
+        return given
+    return (given[0] @ directions, given[1]) if isinstance(given, tuple) else given @ directions

@@ -280,6 +280,18 @@ class TestCache:
         _, kept = model.run_with_cache(TOKENS, pos_slice=(1, 3))
         assert torch.equal(kept["z", 0], cache["z", 0][:, 1:3])
 
+    def test_stacks_can_be_had_along_directions(self, model: HookedTransformer) -> None:
+        _, cache = model.run_with_cache(TOKENS)
+        one, several = model.W_U[:, 0], model.W_U[:, :3]
+        stack, labels = cache.stack_neuron_results(apply_ln=True, return_labels=True)
+        along, same = cache.stack_neuron_results(apply_ln=True, return_labels=True, project_output_onto=several)
+        assert same == labels
+        torch.testing.assert_close(along, stack @ several, **CLOSE)
+        torch.testing.assert_close(
+            cache.get_full_resid_decomposition(project_output_onto=one).sum(0), cache["resid_post", -1] @ one, **CLOSE
+        )
+        assert cache.get_neuron_results(1, project_output_onto=one).shape == (2, 4, 64)
+
     def test_gradients_can_be_switched_off_for_all(self, model: HookedTransformer) -> None:
         _, cache = model.run_with_cache(TOKENS)
         try:
