@@ -57,7 +57,8 @@ def boot(
     call the model, by default `path_or_name`.
 
     Raises:
-        LabError: nothing there, no sound safetensors, or an architecture that TransformerLens does not know.
+        LabError: nothing there, no sound safetensors, an architecture that TransformerLens does not know, or one that
+            it cannot run in this dtype.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformers import AutoModelForCausalLM
@@ -85,7 +86,13 @@ def boot(
     except Exception as error:  # whatever transformers raises of a config or of weights that make no sense
         reason = " ".join(str(error).split()[:60]) or type(error).__name__
         raise LabError(f"cannot load {name!r} with backend='transformer-lens': {reason}") from error
-    return Bridge(inner, tokenizer, revision)
+    try:
+        return Bridge(inner, tokenizer, revision)  # which runs it
+    except RuntimeError as error:
+        raise LabError(
+            f"TransformerLens cannot run {name!r} in {hf_model.dtype}: {error}.  Try dtype='float32', or "
+            "backend='native' where the lab has the code."
+        ) from error
 
 
 def _check_loading(loading: Mapping[str, Any]) -> None:

@@ -155,3 +155,11 @@ def test_a_gradient_behind_an_edit_in_place_is_right(pair: Pair) -> None:
         found.append(kept[0])
     torch.testing.assert_close(*found, atol=0, rtol=0)
     assert found[0].abs().max() > 0
+
+
+def test_a_model_that_it_cannot_run_in_a_dtype_is_refused_when_it_loads(tmp_path: Path) -> None:
+    """OLMo 2's norms of queries and keys leave float32 beside bfloat16 values there; the lab's own code runs it."""
+    directory = str(saved("olmo2", tmp_path))
+    with pytest.raises(LabError, match=r"cannot run .* in torch.bfloat16.*backend='native'"):
+        load(directory, "transformer-lens", dtype="bfloat16")
+    assert torch.isfinite(load(directory, dtype="bfloat16")(TOKENS)).all()
