@@ -224,7 +224,7 @@ def test_a_sweep_that_was_kept_is_not_run_again(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("value", ["mean", "resample"])
-@given(models(**ADDITIVE), SEEDS, LENGTHS, SIDES)
+@given(models(norm_places="pre", **ADDITIVE), SEEDS, LENGTHS, SIDES)
 def test_all_heads_of_a_layer_together_are_its_attention(
     value: str, model: GPT, seed: int, lengths: tuple[int, ...], side: str
 ) -> None:
@@ -252,7 +252,7 @@ def test_heads_at_zero_leave_the_attention_its_bias() -> None:
     assert_close(*both())
 
 
-@given(models(attn_only=False, attn_bias=False, attn_out_bias=None, **ADDITIVE), SEEDS)
+@given(models(attn_only=False, norm_places="pre", attn_bias=False, attn_out_bias=None, **ADDITIVE), SEEDS)
 def test_a_layer_is_its_heads_and_its_mlp(model: GPT, seed: int) -> None:
     pairs = random_pairs(seed)
     sites = [Site("mlp_out", 0), *(Site("z", 0, head=head) for head in range(model.cfg.n_heads))]
