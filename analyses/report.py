@@ -29,6 +29,7 @@ from interp.contract import HookedModel
 from interp.errors import LabError
 from interp.prompts import PromptPairs
 from interp.provenance import Provenance
+from interp.shares import shares_add_up
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 HEADS = 8
@@ -40,8 +41,8 @@ class Findings:
     """What the report shows, as results that can be read and saved.
 
     example: token ids of the clean prompt that is shown in full. target, rival: its first right and wrong answer.
-    patching: by site. heads: (layer, head) of those that matter, the most important first. comparison: with the model
-    that was put beside it, if one was.
+    patching: by site. attribution: None where shares do not add up to the logits. heads: (layer, head) of those that
+    matter, the most important first. comparison: with the model that was put beside it, if one was.
     """
 
     model: Any
@@ -51,7 +52,7 @@ class Findings:
     rival: int
     patching: dict[str, PatchingResult]
     lens: LensResult
-    attribution: AttributionResult
+    attribution: AttributionResult | None
     scores: HeadScores | None
     patterns: PatternsResult
     comparison: ComparisonResult | None
@@ -115,7 +116,7 @@ def investigate(
         return activation_patching(model, pairs, site=site, metric=metric, budget=budget, progress=progress)
 
     patching = {site: patch(site) for site in sites}
-    attribution = head_attribution(model, pairs)
+    attribution = head_attribution(model, pairs) if shares_add_up(model) else None
     return Findings(
         model=model,
         pairs=pairs,
@@ -140,10 +141,12 @@ def investigate(
     )
 
 
-def heads_that_matter(patching: PatchingResult, attribution: AttributionResult, n: int = HEADS) -> tuple[Head, ...]:
+def heads_that_matter(
+    patching: PatchingResult, attribution: AttributionResult | None, n: int = HEADS
+) -> tuple[Head, ...]:
     """The heads that patching and attribution put first, by turns, without repeats."""
-    ranked = zip(patching.top(n), attribution.top(n), strict=True)
-    heads = [(entry.index[0], entry.index[1]) for pair in ranked for entry in pair]
+    rankings = [patching.top(n), *([] if attribution is None else [attribution.top(n)])]
+    heads = [(entry.index[0], entry.index[1]) for entries in zip(*rankings, strict=True) for entry in entries]
     return tuple(dict.fromkeys(heads))[:n]
 
 

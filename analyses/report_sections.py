@@ -16,6 +16,7 @@ from interp.pictures import SIGNED, Axis
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from analyses.attribution import AttributionResult
     from analyses.patching import PatchingResult
     from analyses.report import Findings
     from interp.results import Extreme
@@ -42,8 +43,7 @@ def page(findings: Findings, title: str | None = None) -> Page:
         baselines(findings),
         lens(findings),
         patching(findings),
-        heads(findings),
-        parts(findings),
+        *attribution(findings),
         *([roles(findings)] if findings.scores is not None else []),
         patterns(findings),
         surprise(findings),
@@ -159,9 +159,19 @@ def _patching_figure(site: str, result: PatchingResult) -> go.Figure:
     return result.plot().update_layout(title={"text": _SITES[site]})
 
 
-def heads(findings: Findings) -> Section:
+def attribution(findings: Findings) -> list[Section]:
+    """Who wrote the answer, or why nobody can be named."""
+    if findings.attribution is not None:
+        return [heads(findings.attribution), parts(findings, findings.attribution)]
+    sentence = (
+        "Shares of the logit difference do not add up in this model: its logits are capped, or it takes a step that "
+        "the lab does not know. Activation patching, above, is exact all the same."
+    )
+    return [Section("Head attribution", [markup.paragraph(sentence)])]
+
+
+def heads(found: AttributionResult) -> Section:
     """The attribution of all heads, and the ten largest."""
-    found = findings.attribution
     layers, count = found.values.shape
     top = found.top(TOP)
     rows, columns = Axis("layer", layers), Axis("head", count)
@@ -171,9 +181,8 @@ def heads(findings: Findings) -> Section:
     return Section("Head attribution", [Plot(grid), Plot(bars)], found.shows, found.caveat)
 
 
-def parts(findings: Findings) -> Section:
+def parts(findings: Findings, found: AttributionResult) -> Section:
     """Everything that adds up to the logit difference."""
-    found = findings.attribution
     named = [("all heads", float(found.values.sum()))]
     named += [(f"MLP {layer}", float(v)) for layer, v in enumerate(found.mlp) if not findings.model.cfg.attn_only]
     named += [(str(part), float(v)) for part, v in zip(found.labels["part"], found.other, strict=True)]

@@ -59,3 +59,13 @@ def check_logits_are_linear(model: Any) -> None:
         raise LabError(
             f"in {model.cfg.model_name!r} {unknown}.  Try activation_patching or ablation, which take any model."
         )
+
+
+def shares_add_up(model: Any) -> bool:
+    """Whether components have shares of the stream and of the logits."""
+    try:
+        check_parts_reach_the_stream(model)
+        check_logits_are_linear(model)
+    except LabError:
+        return False
+    return True

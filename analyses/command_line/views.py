@@ -167,14 +167,15 @@ def findings_view(found: Findings) -> View:
     z, lens = found.patching["z"], found.lens
     on_top = np.flatnonzero(lens.rank(found.target)[:, -1] == 0)
     decided = f"first on top after layer {lens.labels['layer'][on_top[0]]}" if len(on_top) else "never on top"
-    written = ", ".join(f"{name} {text.number(share)}" for name, share in _parts(found.attribution)[:3])
     lines = [
         f"{found.provenance.model}, {len(found.pairs)} pairs: {z.metric} {text.number(float(z.clean.mean()))} "
         f"on clean, {text.number(float(z.corrupted.mean()))} on corrupted prompts",
         f"answer:      {decided} in the first prompt (logit lens)",
         f"patching:    {_named(z.top(3))}  (share of {z.metric} that one head restores)",
-        f"attribution: {written}  (logits that a part itself writes towards the answer)",
     ]
+    if found.attribution is not None:
+        written = ", ".join(f"{name} {text.number(share)}" for name, share in _parts(found.attribution)[:3])
+        lines.append(f"attribution: {written}  (logits that a part itself writes towards the answer)")
     if found.scores is not None:
         best = [_best(found.scores, role) for role in range(len(ROLES))]
         lines.append(f"roles:       {', '.join(f'{name} {place}' for name, place in zip(ROLES, best, strict=True))}")
@@ -195,9 +196,10 @@ def _beside(found: ComparisonResult) -> str:
 
 def findings_document(found: Findings) -> dict[str, Any]:
     """The report's numbers as plain data."""
+    shares = found.attribution
     return {
         "patching": {site: result.to_dict(["values", "clean", "corrupted"]) for site, result in found.patching.items()},
-        "attribution": found.attribution.to_dict(["values", "mlp", "other", "logit_diff"]),
+        "attribution": None if shares is None else shares.to_dict(["values", "mlp", "other", "logit_diff"]),
         "scores": None if found.scores is None else found.scores.to_dict(),
         "heads": [list(head) for head in found.heads],
         "comparison": None if found.comparison is None else found.comparison.to_dict(),

@@ -111,6 +111,16 @@ def test_the_report_holds_every_part(written: tuple[Findings, str, Path]) -> Non
     assert html.count("var CircuitsVis=") == 1
 
 
+def test_a_model_with_capped_logits_is_reported_without_shares_that_would_not_add_up(tmp_path: Path) -> None:
+    capped = GPT(TransformerConfig(2, 2, 16, 12, 24, seed=0, init_range=0.5, output_logits_soft_cap=5.0))
+    findings = write_report(capped, hostile_pairs(), tmp_path / "report.html", progress=False)
+    assert findings.attribution is None
+    assert findings.heads[0] == findings.patching["z"].top(1)[0].index
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "do not add up in this model" in html
+    assert "What adds up to the logit difference" not in html
+
+
 def test_the_report_says_where_its_numbers_come_from(written: tuple[Findings, str, Path]) -> None:
     findings, html, _ = written
     facts = findings.provenance
@@ -147,6 +157,7 @@ def test_the_report_ends_with_the_findings_it_shows(written: tuple[Findings, str
     assert list(findings.patching) == ["resid_pre", "attn_out", "mlp_out", "z"]
     assert findings.patching["resid_pre"].values.shape == (2, 6)
     assert findings.heads[0] == findings.patching["z"].top(1)[0].index
+    assert findings.attribution is not None
     best = findings.attribution.top(1)[0]
     assert best.index in findings.heads
     assert best.place in html
