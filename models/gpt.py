@@ -184,9 +184,9 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         Keys and values that heads share are repeated for each of them.
 
         Raises:
-            LabError: as `models.hooked_weights.to_hooked`.
+            LabError: as `models.hooked_transformer.weights.to_hooked`.
         """
-        from models.hooked_weights import to_hooked
+        from models.hooked_transformer.weights import to_hooked
 
         weights, group = {}, self._cfg.n_heads // self._cfg.n_kv_heads
         for name, weight in to_hooked(self).items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.errors import LabError
 from models.config import TransformerConfig
 from models.gpt import GPT
-from models.hooked_weights import BUFFERS, check_names, config_of_hooked, from_hooked
+from models.hooked_transformer.weights import BUFFERS, check_names, config_of_hooked, from_hooked
 from models.pretrained.assemble import hollow
 from models.pretrained.places import Checkpoint
 from models.pretrained.tensors import StoredTensors, open_file, open_tensors

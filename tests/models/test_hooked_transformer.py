@@ -21,9 +21,9 @@ from analyses import activation_patching
 from interp import tasks
 from interp.errors import LabError, UnknownHookError
 from interp.hook_point import HookPoint
-from models import GPT, TransformerConfig, hooked_utils, load
-from models.hooked_cache import HookedCache
-from models.hooked_transformer import HookedTransformer, HookedTransformerConfig, KeyValueCache
+from models import GPT, TransformerConfig, load
+from models.hooked_transformer import HookedTransformer, HookedTransformerConfig, KeyValueCache, utils
+from models.hooked_transformer.cache import HookedCache
 from models.pretrained.places import ZOO
 from models.tokenizers import characters
 from tests.strategies import configs, random_model, token_batches
@@ -268,7 +268,7 @@ class TestCache:
         _, cache = model.run_with_cache(TOKENS)
         assert cache[key] is cache[name]
         if key != ("normalized", -1, "ln1"):
-            assert hooked_utils.get_act_name(*(key if isinstance(key, tuple) else (key,))) == name
+            assert utils.get_act_name(*(key if isinstance(key, tuple) else (key,))) == name
 
     def test_a_tuple_of_positions_bounds_a_slice_and_a_list_names_them(self, model: HookedTransformer) -> None:
         _, cache = model.run_with_cache(TOKENS)
@@ -607,23 +607,23 @@ class TestHelpers:
         assert len(past) == 4
 
     def test_numbers_and_corners(self, model: HookedTransformer) -> None:
-        assert hooked_utils.to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype == "float32"
-        assert hooked_utils.to_numpy([1, 2]).tolist() == [1, 2]
-        assert hooked_utils.get_corner(torch.arange(25).reshape(5, 5), 2).tolist() == [[0, 1], [5, 6]]
-        assert hooked_utils.get_corner(model.OV[0, 0], 2).shape == (2, 2)
-        assert hooked_utils.remove_batch_dim(torch.ones(1, 3)).shape == (3,)
-        assert torch.equal(hooked_utils.transpose(TOKENS.float()), TOKENS.float().T)
+        assert utils.to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype == "float32"
+        assert utils.to_numpy([1, 2]).tolist() == [1, 2]
+        assert utils.get_corner(torch.arange(25).reshape(5, 5), 2).tolist() == [[0, 1], [5, 6]]
+        assert utils.get_corner(model.OV[0, 0], 2).shape == (2, 2)
+        assert utils.remove_batch_dim(torch.ones(1, 3)).shape == (3,)
+        assert torch.equal(utils.transpose(TOKENS.float()), TOKENS.float().T)
 
     def test_accuracy_and_loss(self, model: HookedTransformer) -> None:
         logits = nn.functional.one_hot(TOKENS.roll(-1, 1), 7).double() * 100
-        assert hooked_utils.lm_accuracy(logits, TOKENS) == 1
-        assert hooked_utils.lm_accuracy(logits, TOKENS, per_token=True).shape == (2, 3)
-        assert hooked_utils.lm_cross_entropy_loss(logits, TOKENS) < 1e-9
+        assert utils.lm_accuracy(logits, TOKENS) == 1
+        assert utils.lm_accuracy(logits, TOKENS, per_token=True).shape == (2, 3)
+        assert utils.lm_cross_entropy_loss(logits, TOKENS) < 1e-9
 
     @pytest.mark.parametrize("answer", ["Mary", ["Mary", "John"]])
     def test_an_answer_is_ranked_in_print(self, answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
         model = HookedTransformer.from_pretrained("town")
-        hooked_utils.test_prompt("When Mary and John went to the store, John gave a drink to", answer, model, top_k=3)
+        utils.test_prompt("When Mary and John went to the store, John gave a drink to", answer, model, top_k=3)
         printed = capsys.readouterr().out
         assert "answer, rank 0" in printed
         assert "(' Mary', 0)" in printed

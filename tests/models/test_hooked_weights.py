@@ -19,7 +19,7 @@ from torch import Tensor
 from interp import provenance
 from interp.errors import LabError
 from models import GPT, HookedTransformer, TransformerConfig, load, processing
-from models.hooked_weights import config_of_hooked, from_hooked, to_hooked, unmatched
+from models.hooked_transformer.weights import config_of_hooked, from_hooked, to_hooked, unmatched
 from models.rotary_scaling import RotaryScaling
 from tests.strategies import models, random_model, token_batches
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from interp import ActivationCache
 from models import GPT, TransformerConfig, load, processing
-from models.hooked_weights import to_hooked
+from models.hooked_transformer.weights import to_hooked
 from tests.strategies import random_model
 
 PYTHON = os.environ.get("INTERP_TL3_PYTHON")

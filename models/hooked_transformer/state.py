@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.gpt import GPT
-from models.hooked_weights import from_hooked, to_hooked, unmatched
+from models.hooked_transformer.weights import from_hooked, to_hooked, unmatched
 from models.processing import process_weights
 
 

@@ -13,7 +13,7 @@ from interp.errors import LabError, choose
 from interp.kv_cache import KeyValueCache
 from models.generation import generate_tokens
 from models.gpt import GPT
-from models.hooked_tokenizer import HookedTokenizer
+from models.hooked_transformer.tokenizer import HookedTokenizer
 from models.text import Input
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache, Key
 from interp.collector import without_batch
-from models.hooked_utils import get_act_name
+from models.hooked_transformer.utils import get_act_name
 
 Direction = Float[Tensor, "d_model"] | Float[Tensor, "d_model n"] | None
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import LabError
 from models.config import TransformerConfig
-from models.hooked_fields import config_of_hooked
+from models.hooked_transformer.fields import config_of_hooked
 
 if TYPE_CHECKING:
     from models.gpt import GPT

@@ -1,4 +1,4 @@
-"""The helpers that scripts import beside HookedTransformer: `from models import hooked_utils as utils`.
+"""The helpers that scripts import beside HookedTransformer: `from models.hooked_transformer import utils`.
 
 Only those that such scripts cannot do without; each does what its namesake of `transformer_lens.utils` does.
 """
@@ -109,7 +109,7 @@ def lm_accuracy(
 
 
 def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool) -> Int[Tensor, "batch pos"]:
-    """1 for real tokens and 0 for padding, as a `models.hooked_tokenizer.HookedTokenizer` tells them apart."""
+    """1 for real tokens and 0 for padding, as a `HookedTokenizer` tells them apart."""
     return tokenizer.real_tokens(tokens, prepend_bos).to(tokens.dtype)
 
 

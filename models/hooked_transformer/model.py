@@ -1,20 +1,4 @@
-"""`HookedTransformer`: the lab's GPT with the habits of TransformerLens 2 and 3's class of that name.
-
-A script written for that class changes its import and its loading line:
-
-    from models.hooked_transformer import FactoredMatrix, HookedTransformer, HookedTransformerConfig, HookPoint, utils
-
-    model = HookedTransformer.from_pretrained("gpt2")       # weights processed, as there
-    model = HookedTransformer(HookedTransformerConfig(n_layers=2, d_model=64, n_ctx=32, d_head=16, d_vocab=97))
-
-What most models need is on `GPT` itself. Here is what is habit: weights processed by default, a config that can be
-assigned to, state dicts under HookedTransformer's names, its `generate`, its cache that changes in place.
-
-Where the lab departs on purpose: every hook point fires, whatever the flags (they say what an unfiltered cache keeps);
-masked scores are the lowest finite number; padding is masked, in the loss too; a text that does not fit the context
-window is refused, not cut; learned positions are called "learned"; where heads share keys, `blocks[i].attn.W_K` holds
-each once, while `model.W_K` repeats them.
-"""
+"""The class `HookedTransformer` itself: what it adds to the lab's GPT, and where it loads from."""
 
 from __future__ import annotations
 
@@ -25,30 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.cache import ActivationCache
 from interp.errors import LabError
-from interp.factored_matrix import FactoredMatrix
 from interp.hook_point import Direction, HookFn, HookHandle, HookPoint
-from interp.kv_cache import KeyValueCache
-from models import hooked_utils as utils
 from models.config import TransformerConfig
 from models.devices import available, dtype_of
 from models.gpt import GPT
-from models.hooked_cache import HookedCache
-from models.hooked_config import FLAGS, HookedTransformerConfig, plain_fields
-from models.hooked_state import HookedState
-from models.hooked_text import HookedText
+from models.hooked_transformer.cache import HookedCache
+from models.hooked_transformer.config import FLAGS, HookedTransformerConfig, plain_fields
+from models.hooked_transformer.state import HookedState
+from models.hooked_transformer.text import HookedText
 from models.processing import process_weights
-
-__all__ = [
-    "ActivationCache",
-    "FactoredMatrix",
-    "HookPoint",
-    "HookedTransformer",
-    "HookedTransformerConfig",
-    "KeyValueCache",
-    "utils",
-]
 
 
 class HookedTransformer(HookedState, HookedText):
@@ -121,7 +91,7 @@ class HookedTransformer(HookedState, HookedText):
         Raises:
             LabError: as `models.load`, or an argument that is not known here.
         """
-        from models.hooked_loading import fetched
+        from models.hooked_transformer.loading import fetched
 
         place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         step = others.pop("checkpoint_label", None) if checkpoint_value is None else checkpoint_value

@@ -14,7 +14,7 @@ from typing import Any
 from interp.errors import LabError, choose
 from models.config import TransformerConfig
 from models.devices import available, dtype_of
-from models.hooked_fields import OFF, config_of_hooked
+from models.hooked_transformer.fields import OFF, config_of_hooked
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "use_attn_result": ("hook_result",),
