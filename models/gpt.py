@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +16,17 @@ from interp.errors import LabError
 from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
-from models.attention import at_positions, causal_mask, padding_mask
+from models.attention import at_positions
 from models.block import Block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
+from models.initialisation import initialise
 from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import make_norm
-from models.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, position_ids
+from models.positions import LearnedPositions, SinusoidalPositions
 from models.text import Input, TextMethods
 from models.tokenizers import Tokenizer
+from models.visibility import mask_and_positions, views_of
 from models.weights import StackedWeights
 
 
@@ -59,7 +60,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         self.ln_final = make_norm(cfg)
         self.unembed = Unembed(cfg, self.embed.W_E if cfg.tie_embeddings else None)
         self.setup()
-        initialise(self)
+        initialise(self, cfg)
         self.to(device=device or cfg.device, dtype=dtype or cfg.dtype)
         self.eval()
 
@@ -105,9 +106,9 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         else:
             given, mask = self._text_input(input, prepend_bos, padding_side, mask)
             tokens = given
-        real, positions = self._mask_and_positions(given.shape[:2], mask, past_kv_cache)
+        real, positions = mask_and_positions(self, given.shape[:2], mask, past_kv_cache)
         first, stop = self._layers(start_at_layer, stop_at_layer)
-        views = self._views(real, positions, past_kv_cache, range(first, stop))
+        views = views_of(self, real, positions, past_kv_cache, range(first, stop))
 
         resid = self.embedding(given, positions) if start_at_layer is None else given
         for layer in range(first, stop):
@@ -265,52 +266,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
                 f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
             )
 
-    def _mask_and_positions(
-        self, shape: tuple[int, ...], mask: Tensor | None, past: KeyValueCache | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """Which of all positions are real (None: all of them), and the positions of the new tokens."""
-        batch, new = shape
-        if mask is not None and tuple(mask.shape) != (batch, new):
-            raise LabError(f"attention_mask has shape {tuple(mask.shape)}, expected the input's {(batch, new)}.")
-        before = 0 if past is None else len(past)
-        if before + new > self._cfg.n_ctx:
-            raise LabError(
-                f"{before + new} positions do not fit the context window of {self._cfg.n_ctx} (n_ctx); "
-                "shorten the prompt, or split it."
-            )
-        if past is not None:
-            given = torch.ones(batch, new, dtype=torch.bool, device=self.device) if mask is None else mask
-            unpadded = mask is None and past.unpadded
-            real = past.append_mask(given, unpadded)
-            if not unpadded:
-                return real, position_ids(real)[:, before:]
-        elif mask is not None:
-            return mask, position_ids(mask)
-        return None, torch.arange(before, before + new, device=self.device)[None]
-
-    def _views(
-        self, real: Tensor | None, positions: Tensor, past: KeyValueCache | None, layers: range
-    ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """For each type of layer that is run: what its queries may see, and how its queries and keys turn.
-
-        None for the first stands for causality alone."""
-        views: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-        new = positions.shape[1]
-        whole = real.shape[1] if real is not None else new if past is None else len(past)
-        for layer in layers:
-            kind, rotary = self._cfg.layer_type(layer), self.blocks[layer].attn.rotary
-            if kind in views:
-                continue
-            window = self._cfg.window_size if kind == "local" else None
-            mask = None
-            if real is not None:
-                mask = padding_mask(real, new, self._cfg.causal, window)
-            elif window is not None and whole > window:
-                mask = causal_mask(new, whole, positions.device, window)
-            rotation = rotary.rotation(positions, self.dtype) if isinstance(rotary, RotaryPositions) else None
-            views[kind] = mask, rotation
-        return views
-
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self._cfg.n_layers
         first, last = start or 0, n_layers if stop is None else stop
@@ -337,17 +292,3 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             raise LabError("a loss needs token ids; give tokens= beside the residual stream.")
         loss = next_token_loss(logits, tokens, mask, per_token)
         return loss if return_type == "loss" else LogitsAndLoss(logits, loss)
-
-
-@torch.no_grad()
-def initialise(model: GPT) -> None:
-    """Fresh weights: normal(0, init_range), narrower by sqrt(2 n_layers) where they write to the stream."""
-    cfg = model._cfg
-    generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
-    for name, parameter in model.named_parameters():
-        writes = name.endswith((".attn.o.weight", ".mlp.out.weight"))
-        std = cfg.init_range / math.sqrt(2 * cfg.n_layers) if writes else cfg.init_range
-        if parameter.ndim >= 2 and not parameter.is_meta:
-            parameter.normal_(0.0, std, generator=generator)
-        elif name.endswith(".bias"):
-            parameter.zero_()
