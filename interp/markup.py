@@ -68,9 +68,12 @@ def roles(entries: Iterable[tuple[str, Markup]]) -> Markup:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """A table; numbers are set to the right with four digits."""
+    """A table; numbers are set to the right with four digits, and with a plus in a column that has a minus."""
+    rows = [list(row) for row in rows]
+    columns = zip(*rows, strict=True)
+    signed = [any(isinstance(cell, float | np.floating) and cell < 0 for cell in column) for column in columns]
     top = "".join(f"<th>{text.escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row, signed))}</tr>" for row in rows)
     return Markup(f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
@@ -79,9 +82,9 @@ def paragraph(sentence: str) -> Markup:
     return Markup(f"<p>{text.escape(sentence)}</p>")
 
 
-def _cell(cell: object) -> str:
+def _cell(cell: object, signed: bool) -> str:
     if isinstance(cell, float | np.floating):
-        return f'<td class="number">{text.number(float(cell))}</td>'
+        return f'<td class="number">{text.number(float(cell), signed=signed)}</td>'
     if isinstance(cell, int | np.integer):
         return f'<td class="number">{cell}</td>'
     return f"<td>{text.escape(cell)}</td>"

@@ -269,3 +269,8 @@ def test_pictures_load_their_libraries_only_when_drawn() -> None:
     root = Path(page.__file__).resolve().parents[1]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_table_s_numbers_have_a_sign_where_their_column_has_both() -> None:
+    found = str(markup.table(["loss", "share"], [[0.25, 1.5], [4.0, -0.5]]))
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", found) == ["0.25", "+1.5", "4", "-0.5"]
