@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from analyses.attention_edges import attention_knockout
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
     from analyses.comparison import compare
+    from analyses.composition import head_composition
+    from analyses.copying import copying_scores
+    from analyses.directions import ablate_direction, add_direction, generate_with, steering_vectors
+    from analyses.edges import edge_patching
+    from analyses.eigenvalues import circuit_eigenvalues
+    from analyses.fourier import modular_spectrum
     from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.lens import component_lens, logit_lens
@@ -19,58 +25,101 @@ if TYPE_CHECKING:
     from analyses.paths import path_patching
     from analyses.patterns import attention_patterns
     from analyses.predictions import compare_predictions
+    from analyses.role_evidence import head_roles
     from analyses.roles import head_scores
     from analyses.similarity import layer_similarity
+    from analyses.singular import singular_directions
+    from analyses.steering import direction_ablation, steering_effect
+    from analyses.tracing import causal_trace
     from analyses.training_checkpoints import training_course
     from analyses.trajectories import lens_trajectories
+    from analyses.weights import full_ov_circuit, full_qk_circuit, ov_circuit, qk_circuit, virtual_weights
 
 __all__ = [
+    "ablate_direction",
     "ablation",
     "activation_patching",
+    "add_direction",
     "attention_knockout",
     "attention_patterns",
     "attribution_patching",
+    "causal_trace",
+    "circuit_eigenvalues",
     "compare",
     "compare_predictions",
     "component_lens",
+    "copying_scores",
     "cumulative_ablation",
+    "direction_ablation",
+    "edge_patching",
+    "full_ov_circuit",
+    "full_qk_circuit",
+    "generate_with",
     "head_attribution",
+    "head_composition",
     "head_matching",
+    "head_roles",
     "head_scores",
     "layer_similarity",
     "lens_trajectories",
     "logit_lens",
+    "modular_spectrum",
     "neuron_attribution",
+    "ov_circuit",
     "path_patching",
+    "qk_circuit",
+    "singular_directions",
     "source_attribution",
+    "steering_effect",
+    "steering_vectors",
     "token_losses",
     "training_course",
+    "virtual_weights",
     "write_report",
 ]
 
 __getattr__ = attributes(
     "analyses",
     {
+        "ablate_direction": "analyses.directions",
         "ablation": "analyses.knockouts",
         "activation_patching": "analyses.patching",
+        "add_direction": "analyses.directions",
         "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
         "attribution_patching": "analyses.gradients",
+        "causal_trace": "analyses.tracing",
+        "circuit_eigenvalues": "analyses.eigenvalues",
         "compare": "analyses.comparison",
         "compare_predictions": "analyses.predictions",
         "component_lens": "analyses.lens",
+        "copying_scores": "analyses.copying",
         "cumulative_ablation": "analyses.knockouts",
+        "direction_ablation": "analyses.steering",
+        "edge_patching": "analyses.edges",
+        "full_ov_circuit": "analyses.weights",
+        "full_qk_circuit": "analyses.weights",
+        "generate_with": "analyses.directions",
         "head_attribution": "analyses.attribution",
+        "head_composition": "analyses.composition",
         "head_matching": "analyses.matching",
+        "head_roles": "analyses.role_evidence",
         "head_scores": "analyses.roles",
         "layer_similarity": "analyses.similarity",
         "lens_trajectories": "analyses.trajectories",
         "logit_lens": "analyses.lens",
+        "modular_spectrum": "analyses.fourier",
         "neuron_attribution": "analyses.attribution",
+        "ov_circuit": "analyses.weights",
         "path_patching": "analyses.paths",
+        "qk_circuit": "analyses.weights",
+        "singular_directions": "analyses.singular",
         "source_attribution": "analyses.attribution",
+        "steering_effect": "analyses.steering",
+        "steering_vectors": "analyses.directions",
         "token_losses": "analyses.losses",
         "training_course": "analyses.training_checkpoints",
+        "virtual_weights": "analyses.weights",
         "write_report": "analyses.report",
     },
 )

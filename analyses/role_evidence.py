@@ -113,8 +113,7 @@ def head_roles(model: HookedModel | Any, pairs: PromptPairs, seed: int = 0) -> H
 
     Raises:
         LabError: prompts that the model cannot take, a context too short for a repeat, or a model whose parts' shares
-        do
-            not add up (`interp.shares`).
+            do not add up (`interp.shares`).
     """
     pairs = pairs.to(model.device)
     attention, attribution = head_scores(model, seed=seed), head_attribution(model, pairs)
