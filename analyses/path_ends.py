@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.direct_paths import end, read_at
 from interp.errors import LabError
 from interp.prompts import PromptPairs
 from interp.sites import Site
+from interp.stream_points import end, read_at
 
 LOGITS = "logits"
 READS = {"q": "head", "k": "key/value head", "v": "key/value head", "mlp_in": ""}
@@ -25,10 +25,12 @@ Given = str | Site | tuple[Site, ...]
 
 @dataclass(frozen=True)
 class Receiver:
-    """One column of the result. sites: the inputs that are patched together; none are the logits."""
+    """One column of the result. sites: the inputs that are patched together; none are the logits, at `pos` alone if it
+    is given."""
 
     label: str
     sites: tuple[Site, ...]
+    pos: int | None = None
 
     def points(self, cfg: Any) -> set[int]:
         """The points of the stream that it reads."""
