@@ -8,7 +8,8 @@ embedding; norms are folded as in `analyses.weights`. Wang et al. 2022 (arXiv:22
 movers score above 0.95 of the names; suppression is their negative copy score, high in copy-suppression heads
 (McDougall et al. 2023, arXiv:2310.04625). Biases, the same for all tokens, are left out.
 
-Cost: one forward of n short rows, and for each head n · d_head · d_vocab multiplications, a chunk of tokens at a time.
+Cost: one forward of n short rows through the first block, and for each head n · d_head · d_vocab multiplications, a
+chunk of tokens at a time.
 It does not show: whether the head attends to such tokens, or whether its output reaches the logits unchanged.
 """
 
@@ -120,7 +121,7 @@ def _streams(model: HookedModel | Any, ids: Int[Tensor, "token"]) -> list[Float[
     start = torch.tensor(start_tokens(model), dtype=ids.dtype, device=ids.device)
     rows = torch.cat([start.expand(len(ids), -1), ids[:, None]], 1)
     names = [Site("resid_pre", 0).hook_name, Site("resid_post", 0).hook_name]
-    _, cache = model.run_with_cache(rows, names_filter=names)
+    _, cache = model.run_with_cache(rows, names_filter=names, stop_at_layer=1)
     return [cache[name][:, -1] for name in names]
 
 

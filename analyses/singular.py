@@ -67,21 +67,19 @@ class SingularDirections(Result):
 def singular_directions(
     model: HookedModel | Any, of: str = "OV", layer: int = 0, head: int | None = None, n: int = 10, k: int = 8
 ) -> SingularDirections:
-    """The `n` strongest singular directions of one matrix, each with `k` tokens at both ends: `.tokens`.
+    """The `n` strongest singular directions of one matrix, or all, each with `k` tokens at both ends: `.tokens`.
 
     of: "OV" or "QK" of a head, "mlp_in" or "mlp_out" of a layer.
 
     Raises:
         LabError: an unknown matrix, a head where none belongs or the other way round, one that the model does not have,
-            an n or k below 1, or more than there are.
+            an n or k below 1.
     """
     sides = _checked(model, of, layer, head, n, k)
     unembed = read(model, Site("unembed.out"))
     values, vectors = _decomposed(model, of, layer, head)
-    if n > len(values) or k > unembed.shape[1]:
-        raise LabError(f"n={n}, k={k}; there are {len(values)} directions and {unembed.shape[1]} output tokens.")
     logits = torch.stack([vectors[side][:, :n].mT @ unembed for side in sides])
-    ends = torch.stack([logits, -logits]).topk(k, -1)
+    ends = torch.stack([logits, -logits]).topk(min(k, unembed.shape[1]), -1)
     order = "end side direction rank -> direction side end rank"
     ids = to_numpy(rearrange(ends.indices, order))
     signed = ends.values * rearrange(torch.tensor([1, -1], device=logits.device), "end -> end 1 1 1")

@@ -112,7 +112,7 @@ def _norm(model: HookedModel | Any, norm: Any, like: Tensor) -> HeldNorm | None:
     return hold(model, norm, torch.ones(1, dtype=like.dtype, device=like.device))
 
 
-def _pick(matrix: Weights, site: Site, index: int | None, keep: bool) -> Weights:
+def _pick(matrix: Weights, site: Site, index: int | None, keep: bool) -> Tensor:
     """One entry of the first axis; keep: leave that axis in.
 
     Raises:
