@@ -86,7 +86,7 @@ def steering_effect(
     pairs: PromptPairs,
     vector: Vector,
     layer: int,
-    strengths: Sequence[float] = (-2.0, -1.0, 1.0, 2.0),
+    strengths: Sequence[float | int] = (-2.0, -1.0, 1.0, 2.0),
     site: str = "resid_post",
     pos: int | None = None,
     metric: str | AnyMetric | Callable[..., Any] = "logit_diff",
