@@ -75,6 +75,13 @@ class DirectPaths:
         run, other = ({name: kept[rows, index] for name, kept in cache.items()} for cache in (self.run, self.other))
         return replace(self, run=run, other=other, chosen=self.chosen[rows, index])
 
+    def part(self, prompts: slice, positions: slice) -> DirectPaths:
+        """The same of some prompts, at some positions."""
+        run, other = (
+            {name: kept[prompts, positions] for name, kept in cache.items()} for cache in (self.run, self.other)
+        )
+        return replace(self, run=run, other=other, chosen=self.chosen[prompts, positions])
+
     def stream(self, point: int) -> Float[Tensor, "prompt pos d_model"]:
         """The stream of the run that is patched."""
         return _wide(self.run[stream_name(self.model.cfg, point)])
@@ -82,6 +89,10 @@ class DirectPaths:
     def written(self, senders: Sequence[Site]) -> Deltas:
         """By how much the other run's output of each sender differs. senders: heads or neurons of one layer, or one
         other."""
+        return self.through_post_norm(senders[0], self.computed(senders))
+
+    def computed(self, senders: Sequence[Site]) -> Deltas:
+        """The same before the norm that what heads or neurons write goes through, where there is one."""
         first = senders[0]
         change = _wide(self.other[first.hook_name]) - _wide(self.run[first.hook_name])
         if first.kind == "z":
@@ -94,12 +105,13 @@ class DirectPaths:
             delta = einsum(some, weight, "prompt pos mlp, mlp model -> mlp prompt pos model")
         else:
             delta = rearrange(change, "prompt pos model -> 1 prompt pos model")
-        if first.kind in ("z", "mlp_post") and norms_what_is_written(self.model):
-            delta = self._through_post_norm(first, delta)
         return torch.where(self.chosen[..., None], delta, 0.0)
 
-    def _through_post_norm(self, sender: Site, delta: Deltas) -> Deltas:
-        """What is left of a part's change after the norm on what the whole writes, its other parts as they were."""
+    def through_post_norm(self, sender: Site, delta: Deltas) -> Deltas:
+        """What is left of a change to a head's or neuron's layer after the norm on what the whole of it writes, where
+        there is one; each of the deltas alone, all else as it was."""
+        if sender.kind not in ("z", "mlp_post") or not norms_what_is_written(self.model):
+            return delta
         block, activation = self.model.blocks[sender.layer], self.run[sender.hook_name]
         if sender.kind == "z":
             whole, norm = _before_post_norm(block, activation), block.ln1_post

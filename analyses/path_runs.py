@@ -212,11 +212,11 @@ def _score(runs: PathRuns, final: Float[Tensor, "sender prompt n d_model"]) -> F
     prompts = repeat(torch.arange(len(runs.pairs), device=final.device), "p -> (sender p)", sender=len(final))
     pairs, metric = runs.pairs.take(prompts), runs.metric.take(prompts)
     items = rearrange(final, "sender prompt n model -> (sender prompt) n model").to(runs.model.dtype)
-    scores = _measure(runs.model, items, pairs, metric)
+    scores = measure_streams(runs.model, items, pairs, metric)
     return rearrange(scores, "(sender prompt) -> sender prompt", prompt=len(runs.pairs))
 
 
-def _measure(
+def measure_streams(
     model: Any, picked: Float[Tensor, "item n d_model"], pairs: PromptPairs, metric: AnyMetric
 ) -> Float[Tensor, "item"]:
     """As `interp.sweep.base.measure`, also of a model that has no `logits_at`."""
