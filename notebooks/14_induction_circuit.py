@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The induction circuit, from attention to weights
 #
-# `induction-2l` has two layers of attention and nothing else, and foresees a block of random letters when it comes again.
-# Two kinds of heads do it together (Elhage et al. 2021; Olsson et al. 2022, arXiv:2209.11895): one writes, at every
-# position, which letter came before; others find the place whose *previous* letter is the one just read, and copy what
-# stands there.
+# `induction-2l` has two layers of attention and nothing else, and foresees a block of random letters when it comes
+# again. Two kinds of heads do it together (Elhage et al. 2021; Olsson et al. 2022, arXiv:2209.11895): one writes, at
+# every position, which letter came before; others find the place whose *previous* letter is the one just read, and copy
+# what stands there.
 
 # %%
 import numpy as np
@@ -73,8 +73,8 @@ for _, head in roles.heads("induction"):
     assert share > 0.9
 
 # %% [markdown]
-# Along the stream from the previous-token head to an induction head's keys, and on from the heads' values to the logits:
-# `virtual_weights` gives any such product, never multiplied out.
+# Along the stream from the previous-token head to an induction head's keys, and on from the heads' values to the
+# logits: `virtual_weights` gives any such product, never multiplied out.
 
 # %%
 print(virtual_weights(model, Site("z", 0, head=3), Site("k", 1, head=3)))
@@ -93,8 +93,8 @@ assert without.lowest(1)[0].index == previous
 
 # %% [markdown]
 # And its path is patched. In other prompts the letter before the one to copy is a new one, so that what the
-# previous-token head writes at that place tells of the wrong letter. Only that, and only into the keys of one head after
-# the other, changes between the runs. 1 would be the whole effect of the new letter.
+# previous-token head writes at that place tells of the wrong letter. Only that, and only into the keys of one head
+# after the other, changes between the runs. 1 would be the whole effect of the new letter.
 
 # %%
 rows, last = torch.arange(len(pairs)), pairs.clean[:, -1:]
