@@ -6,7 +6,7 @@ in Frobenius norms, with W the receiver's W_QK ("Q"), W_QK^T ("K") or W_OV ("V")
 Framework for Transformer Circuits", "Analyzing a Two-Layer Model". Random matrices of these shapes have a score of
 about 1/√d_model, so only what is above counts. Norms are folded as in `analyses.weights`.
 
-Cost: no forward; products of [d_head d_head] matrices for each pair of heads.
+Cost: no forward; products of [d_model d_head] matrices for each pair of heads, those of two layers at a time.
 It does not show: whether the composition is used. A high score is room for a signal, not a signal, and heads also
 compose through MLPs in between.
 """
@@ -14,15 +14,15 @@ compose through MLPs in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
-from analyses.weights import ov_circuit, qk_circuit
+from analyses.weights import layer_ov, layer_qk
 from interp import provenance
 from interp.contract import HookedModel
 from interp.errors import LabError
@@ -85,10 +85,14 @@ def head_composition(model: HookedModel | Any, seed: int = 0) -> HeadComposition
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     if n_layers < 2:
         raise LabError(f"{model.cfg.model_name!r} has {n_layers} layer; composition takes a head and a later one.")
-    ov, qk = ov_circuit(model), qk_circuit(model)
-    raw = torch.stack([_scores(ov, receiver) for receiver in (qk, qk.T, ov)])
-    raw = raw.masked_fill(~_later(n_layers, n_heads).to(raw.device), torch.nan)
-    baseline, spread = _random_scores(ov, seed)
+    ov = [layer_ov(model, layer) for layer in range(n_layers)]
+    raw = torch.full((len(MODES), n_layers, n_heads, n_layers, n_heads), torch.nan, dtype=ov[0].A.dtype)
+    for second in range(1, n_layers):
+        qk = layer_qk(model, second)
+        for first, (mode, receivers) in product(range(second), enumerate((qk, qk.T, ov[second]))):
+            raw[mode, first, :, second] = composition_scores(ov[first], receivers).cpu()
+    raw = rearrange(raw, "mode first head_1 second head_2 -> mode (first head_1) (second head_2)")
+    baseline, spread = _random_scores(ov[0], seed)
     names = [f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads)]
     return HeadComposition(
         to_numpy(raw - baseline),
@@ -98,17 +102,6 @@ def head_composition(model: HookedModel | Any, seed: int = 0) -> HeadComposition
         labels={"mode": list(MODES), "sender": names, "receiver": names},
         provenance=provenance.of(model, seed=seed, settings={"random pairs": DRAWS}),
     )
-
-
-def _scores(senders: FactoredMatrix, receivers: FactoredMatrix) -> Float[Tensor, "sender receiver"]:
-    """One sender's layer at a time, so that the products of all pairs never stand side by side."""
-    rows = [composition_scores(senders[layer], receivers) for layer in range(senders.shape[0])]
-    return rearrange(rows, "first head_1 second head_2 -> (first head_1) (second head_2)")
-
-
-def _later(n_layers: int, n_heads: int) -> Bool[Tensor, "sender receiver"]:
-    layers = torch.arange(n_layers).repeat_interleave(n_heads)
-    return rearrange(layers, "sender -> sender 1") < rearrange(layers, "receiver -> 1 receiver")
 
 
 def _random_scores(like: FactoredMatrix, seed: int) -> tuple[float, float]:

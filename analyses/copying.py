@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.stream_weights import read
-from analyses.weights import ov_circuit
+from analyses.weights import layer_ov
 from interp import provenance
 from interp.contract import HookedModel
 from interp.errors import LabError
@@ -85,12 +85,12 @@ def copying_scores(
     ids = ids.to(model.device)
     _check(model, ids, k, unembed.shape[1])
     streams = _streams(model, ids)
-    ov = ov_circuit(model)
     values = []
     for layer in range(model.cfg.n_layers):
         stream = streams[min(layer, 1)].to(unembed)  # the norm's scale would change no order
-        outputs = einsum(stream, ov.A[layer], "token model, head model d -> head token d")
-        logits = ov.B[layer] @ unembed
+        ov = layer_ov(model, layer)
+        outputs = einsum(stream, ov.A, "token model, head model d -> head token d")
+        logits = ov.B @ unembed
         values.append([_shares(z, to_logits, ids, k) for z, to_logits in zip(outputs, logits, strict=True)])
     return CopyingScores(
         np.array(values).transpose(2, 0, 1),

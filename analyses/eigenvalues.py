@@ -24,10 +24,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from analyses.stream_weights import read, written
-from analyses.weights import ov_circuit, qk_circuit
+from analyses.weights import layer_ov, layer_qk
 from interp import provenance
 from interp.contract import HookedModel
-from interp.factored_matrix import FactoredMatrix
 from interp.results import Result, to_numpy
 from interp.sites import Site
 from interp.style import Scale
@@ -70,9 +69,10 @@ def circuit_eigenvalues(model: HookedModel | Any) -> CircuitEigenvalues:
     """
     embed, unembed = written(model, Site("embed")), read(model, Site("unembed.out"))
     both = min(len(embed), unembed.shape[1])
-    ov, qk = ov_circuit(model), qk_circuit(model)
-    copying = FactoredMatrix((ov.B @ (unembed[:, :both] @ embed[:both])), ov.A).AB
-    matching = FactoredMatrix((qk.B @ (embed.mT @ embed)), qk.A).AB
+    again, alike = unembed[:, :both] @ embed[:both], embed.mT @ embed  # from what is written to what would be read
+    circuits = [(layer_ov(model, layer), layer_qk(model, layer)) for layer in range(model.cfg.n_layers)]
+    copying = torch.stack([ov.B @ again @ ov.A for ov, _ in circuits])
+    matching = torch.stack([qk.B @ alike @ qk.A for _, qk in circuits])
     values = torch.stack([_largest_first(torch.linalg.eigvals(matrix)) for matrix in (copying, matching)])
     return CircuitEigenvalues(
         to_numpy(values.sum(-1).real / values.abs().sum(-1)),

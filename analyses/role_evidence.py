@@ -27,6 +27,7 @@ conventions, so read the numbers.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from analyses.attribution import head_attribution
+from analyses.attribution import AttributionResult, head_attribution
 from analyses.copying import copying_scores
 from analyses.labels import position_labels
 from analyses.patching import cached_run
@@ -123,7 +124,7 @@ def head_roles(model: HookedModel | Any, pairs: PromptPairs, seed: int = 0) -> H
     patterns = _patterns(model, places)
     answered = _at_answers(patterns, places)
     average = patterns.mean(1)
-    share = attribution.values / attribution.logit_diff.mean()
+    share = _shares(attribution)
     directs = _directs(model, places, answered)
     values = np.stack([*attention.values, *copying.values, to_numpy(average.amax(-1)), *answered, share, directs])
     words = np.array([f"{i} {word}" for i, word in enumerate(position_labels(model, pairs))])
@@ -134,6 +135,21 @@ def head_roles(model: HookedModel | Any, pairs: PromptPairs, seed: int = 0) -> H
         labels={"evidence": list(EVIDENCE)},
         provenance=provenance.of(model, prompts=pairs, metric="logit_diff", ablation="resample", seed=seed),
     )
+
+
+def _shares(attribution: AttributionResult) -> Float[np.ndarray, "layer head"]:
+    """Each head's part of the logit difference; NaN, with a warning, where that is no more than rounding."""
+    whole = float(attribution.logit_diff.mean())
+    if abs(whole) <= 100 * np.finfo(attribution.values.dtype).eps * max(
+        1.0, float(np.abs(attribution.logit_diff).max())
+    ):
+        warnings.warn(
+            f"the mean logit difference {whole:.3g} is no more than rounding, so heads have no share of it; "
+            "choose prompts that the model answers.",
+            stacklevel=3,
+        )
+        return np.full_like(attribution.values, np.nan)
+    return attribution.values / whole
 
 
 def _k(model: HookedModel | Any) -> int:

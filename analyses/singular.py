@@ -28,7 +28,7 @@ from torch import Tensor
 
 from analyses.labels import token_texts
 from analyses.stream_weights import read, written
-from analyses.weights import ov_circuit, qk_circuit
+from analyses.weights import layer_ov, layer_qk
 from interp import provenance
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
@@ -117,7 +117,7 @@ def _decomposed(
 ) -> tuple[Float[Tensor, "direction"], dict[str, Float[Tensor, "d_model direction"]]]:
     """Singular values, and the vectors of each side that lies in the stream."""
     if of in ("OV", "QK"):
-        U, S, V = (ov_circuit(model) if of == "OV" else qk_circuit(model))[layer, head].svd()
+        U, S, V = (layer_ov if of == "OV" else layer_qk)(model, layer)[head].svd()
         return S, dict(zip(SIDES[of], (U, V), strict=True))
     if of == "mlp_in":
         U, S, _ = torch.linalg.svd(read(model, Site("mlp_pre", layer)), full_matrices=False)

@@ -31,10 +31,7 @@ from interp.sites import Site
 
 def qk_circuit(model: HookedModel | Any) -> FactoredMatrix:
     """W_Q W_K^T of every head, [layer head d_model d_model]: rows are the query's stream, columns the key's."""
-    layers = range(model.cfg.n_layers)
-    queries = torch.stack([read(model, Site("q", layer)) for layer in layers])
-    keys = torch.stack([per_query_head(model, read(model, Site("k", layer))) for layer in layers])
-    return FactoredMatrix(queries, keys.mT)
+    return _of_all_layers([layer_qk(model, layer) for layer in range(model.cfg.n_layers)])
 
 
 def ov_circuit(model: HookedModel | Any) -> FactoredMatrix:
@@ -43,10 +40,25 @@ def ov_circuit(model: HookedModel | Any) -> FactoredMatrix:
     Raises:
         LabError: a model in which the weights do not say what reaches the stream (`interp.shares`).
     """
-    layers = range(model.cfg.n_layers)
-    values = torch.stack([per_query_head(model, read(model, Site("v", layer))) for layer in layers])
-    outputs = torch.stack([written(model, Site("z", layer)) for layer in layers])
-    return FactoredMatrix(values, outputs)
+    return _of_all_layers([layer_ov(model, layer) for layer in range(model.cfg.n_layers)])
+
+
+def layer_qk(model: HookedModel | Any, layer: int) -> FactoredMatrix:
+    """The QK circuits of one layer, [head d_model d_model].
+
+    Raises:
+        LabError: the model has no such layer.
+    """
+    return FactoredMatrix(read(model, Site("q", layer)), per_query_head(model, read(model, Site("k", layer))).mT)
+
+
+def layer_ov(model: HookedModel | Any, layer: int) -> FactoredMatrix:
+    """The OV circuits of one layer, [head d_model d_model].
+
+    Raises:
+        LabError: the model has no such layer, or as `ov_circuit`.
+    """
+    return FactoredMatrix(per_query_head(model, read(model, Site("v", layer))), written(model, Site("z", layer)))
 
 
 def full_ov_circuit(model: HookedModel | Any, layer: int, head: int) -> FactoredMatrix:
@@ -93,6 +105,10 @@ def virtual_weights(model: HookedModel | Any, sender: Site, receiver: Site) -> F
     if not _comes_after(model, sender, receiver):
         raise LabError(f"{receiver} does not read what {sender} writes: expected a receiver that comes later.")
     return weights
+
+
+def _of_all_layers(circuits: list[FactoredMatrix]) -> FactoredMatrix:
+    return FactoredMatrix(torch.stack([each.A for each in circuits]), torch.stack([each.B for each in circuits]))
 
 
 def _comes_after(model: HookedModel | Any, sender: Site, receiver: Site) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from analyses.command_line.circuits import circuit
 from analyses.command_line.comparing import compare
 from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
@@ -226,4 +227,4 @@ def heads(
     deliver(output, found.to_dict(), scores_view(found, top), found)
 
 
-COMMANDS = (lens, patch, trace, ablate, attribute, heads, steer, compare)
+COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, compare)

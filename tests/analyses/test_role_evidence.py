@@ -57,7 +57,7 @@ def resampled(other: Tensor, head: int) -> Any:
     return hook
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(models(**ADDITIVE), SEEDS, st.sampled_from(["left", "right"]))
 def test_the_evidence_of_the_prompts_equals_a_loop(model: GPT, seed: int, side: str) -> None:
     pairs = pairs_with_answers(seed, side)
@@ -112,6 +112,53 @@ SIZES: dict[str, Any] = {
     "d_vocab": 11,
     "n_ctx": 12,
 }
+
+
+def directed() -> GPT:
+    """Two layers, one head each. Prompts are `a b a END` for six names: the first head brings the name before END,
+    negated; the second looks from END at names, and away from that one, and copies what it sees.
+
+    The stream holds the token in coordinates 0 to 6 (END is 6), the position in 7 to 10, and in 11 to 17 what the
+    first head brings.
+    """
+    cfg = TransformerConfig(n_layers=2, n_heads=1, d_model=18, d_head=18, d_vocab=7, n_ctx=4, attn_only=True,
+                            normalization_type=None, attn_bias=False, dtype=torch.float64)  # fmt: skip
+    model, names = GPT(cfg), torch.eye(7, dtype=torch.float64)
+    names[6, 6] = 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embed.W_E[:, :7] = torch.eye(7)
+        model.pos_embed.W_pos[:, 7:11] = torch.eye(4)
+        model.unembed.weight[:, :7] = torch.eye(7)
+        first, second = (block.attn for block in model.blocks)
+        first.q.weight[0, 10] = first.k.weight[0, 9] = 20.0  # the last position asks for the one before
+        first.v.weight[:7, :7] = names
+        first.o.weight[11:18, :7] = -torch.eye(7)
+        second.q.weight[:7, 11:18], second.k.weight[:7, :7] = 20 * torch.eye(7), 20 * names
+        second.q.weight[7, 6], second.k.weight[7, :6] = 10.0, 20.0  # END asks for any name
+        second.v.weight[:7, :7] = second.o.weight[:7, :7] = names
+    return model
+
+
+def test_a_head_that_tells_another_where_not_to_look_directs_attention() -> None:
+    """400 / sqrt(18) = 94 between the two names' scores, so attention is all on the other name, or all on this one."""
+    rows = [[0, 1, 0, 6], [3, 2, 2, 6]]
+    pairs = PromptPairs.from_tokens(rows, [[0, 1, 1, 6], [3, 2, 3, 6]], [1, 3], [0, 2])
+    found = head_roles(directed(), pairs)
+    assert found.evidence("to right")[1, 0] == pytest.approx(1.0, abs=1e-6)
+    assert found.evidence("directs")[0, 0] == pytest.approx(2.0, abs=1e-6)  # from +1 to -1
+    assert found.heads("directs attention") == [(0, 0)]
+    assert found.heads("mover") == [(1, 0)]
+
+
+def test_no_logit_difference_has_no_shares() -> None:
+    model = directed()
+    with torch.no_grad():
+        model.unembed.weight.zero_()
+    with pytest.warns(UserWarning, match="no more than rounding"):
+        found = head_roles(model, PromptPairs.from_tokens([[0, 1, 0, 6]], [[0, 1, 1, 6]], [1], [0]))
+    assert np.isnan(found.evidence("attribution")).all()
 
 
 class TestTown:
@@ -171,9 +218,13 @@ def test_the_command_lists_heads_with_their_evidence() -> None:
     assert "writer" in rows["L2H1"]
     assert "induction" in rows["L1H3"]
     assert "L3H0" not in rows
-    document = json.loads(interp("heads", "--task", "ioi", "-n", 4, "--json").stdout)
+
+
+def test_the_command_gives_the_same_as_data(town: Path) -> None:
+    found = interp("heads", "--model", town, "--task", "ioi", "-n", 4, "--json")
+    document = json.loads(found.stdout)
     assert document["kind"] == "HeadRoles"
-    assert document["roles"][2][1] == "writer"
+    assert np.array(document["roles"]).shape == (2, 4)
 
 
 def test_the_command_refuses_a_length_with_a_task() -> None:
