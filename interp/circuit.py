@@ -166,8 +166,12 @@ class Circuit:
         Raises:
             LabError: the path cannot be written to.
         """
+        return files.write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `load` reads it also with more beside it."""
         about = {"format": FORMAT, "model": self.model, "weights": self.weights, "graph": asdict(self.graph)}
-        return files.write_text(path, json.dumps(about | {"edges": list(self)}, indent=1) + "\n")
+        return about | {"edges": list(self)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Circuit:

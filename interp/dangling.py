@@ -25,7 +25,7 @@ def _reached(graph: Graph, kept: Bool[np.ndarray, "edge pos"]) -> Bool[np.ndarra
     """Where what a sender writes depends on the input."""
     reached = np.zeros((len(graph.senders), kept.shape[1]), dtype=bool)
     reached[0] = True
-    for receiver, senders in enumerate(_components(graph)):
+    for receiver, senders in enumerate(components(graph)):
         edges = graph.of_receiver(receiver)
         arrives = (kept[edges] & reached[graph.ends[edges, 0]]).any(0)
         reached[senders] |= _seen_by_queries(graph, arrives) if _is_seen(graph, receiver) else arrives
@@ -37,7 +37,7 @@ def _wanted(graph: Graph, kept: Bool[np.ndarray, "edge pos"]) -> Bool[np.ndarray
     wanted = np.zeros((len(graph.receivers), kept.shape[1]), dtype=bool)
     useful = np.zeros((len(graph.senders), kept.shape[1]), dtype=bool)
     wanted[-1] = True
-    for receiver, senders in reversed(list(enumerate(_components(graph)))):
+    for receiver, senders in reversed(list(enumerate(components(graph)))):
         edges = graph.of_receiver(receiver)
         if senders:
             goes_on = np.asarray(useful[senders].any(0))
@@ -46,7 +46,7 @@ def _wanted(graph: Graph, kept: Bool[np.ndarray, "edge pos"]) -> Bool[np.ndarray
     return wanted
 
 
-def _components(graph: Graph) -> list[list[int]]:
+def components(graph: Graph) -> list[list[int]]:
     """Of each receiver the numbers of the senders that it is an input of."""
     by_place: dict[tuple[str, int | None, int | None], list[int]] = {}
     for number, site in enumerate(graph.senders[1:], 1):  # nothing is an input of the input
