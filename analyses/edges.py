@@ -92,7 +92,8 @@ def edge_patching(
         warn_of_zeros(2)
     change, way = patch(work.runs, out, progress)
     effects = _by_edge(graph, change)
-    values, normalized = on_the_way(effects.mean(-1), work, normalize and value == "resample", model.dtype)
+    wanted = normalize and value == "resample"
+    values, normalized = on_the_way(effects.mean(-1), work.base, work.source, wanted, model.dtype)
     clean, corrupted = (work.base, work.source) if direction == "noise" else (work.source, work.base)
     name = work.runs.metric.name
     return EdgePatchingResult(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from analyses.fills import fill_of
 from interp.errors import LabError
 from interp.prompts import PromptPairs
 from interp.sites import Site
@@ -114,6 +115,24 @@ def chosen_positions(
     if not chosen.any():
         raise LabError(f"positions={given} chooses no token of any prompt; give at least one, or None for all.")
     return chosen
+
+
+def means_of(model: Any, runs: PromptPairs, senders: Sequence[Site], value: str) -> Mapping[str, Tensor]:
+    """For value="mean" the mean of what senders write, over the prompts that `runs` are patched from."""
+    if value != "mean":
+        return {}
+    return fill_of(model, runs, sorted({site.kind for site in senders}), value).tensors
+
+
+def stand_ins(
+    value: str, own: Mapping[str, Tensor], other: Mapping[str, Tensor], means: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """What senders take in place of what they wrote: of the other run ("resample"), their means, or zeros."""
+    if value == "resample":
+        return other
+    return {
+        name: torch.zeros_like(own[name]) if value == "zero" else means[name].expand_as(own[name]) for name in other
+    }
 
 
 def _check_receiver(model: Any, pairs: PromptPairs, site: Site) -> None:

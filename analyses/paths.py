@@ -35,9 +35,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.direct_paths import DirectPaths, check_closed_form, mlp_points, stream_name
-from analyses.fills import fill_of
 from analyses.patching import DIRECTIONS, run
-from analyses.path_ends import LOGITS, Given, Receiver, chosen_positions, receivers_of, sender_label, senders_of
+from analyses.path_ends import (
+    LOGITS,
+    Given,
+    Receiver,
+    chosen_positions,
+    means_of,
+    receivers_of,
+    sender_label,
+    senders_of,
+    stand_ins,
+)
 from analyses.path_runs import PathRuns, patch
 from interp import files, metrics, provenance, sweep
 from interp.contract import HookedModel
@@ -152,7 +161,7 @@ def path_patching(
     chosen = chosen_positions(pairs, positions).to(model.device)
     work = prepare(model, pairs.to(model.device), columns, sources, metric, direction, chosen, freeze_mlps, budget)
     change, way = patch(work.runs, out, progress)
-    values, normalized = on_the_way(change.mean(-1), work, normalize, model.dtype)
+    values, normalized = on_the_way(change.mean(-1), work.base, work.source, normalize, model.dtype)
     clean, corrupted = (work.base, work.source) if direction == "noise" else (work.source, work.base)
     name = work.runs.metric.name
     return PathPatchingResult(
@@ -207,12 +216,8 @@ def prepare(
     written = sorted({site.hook_name for site in senders})
     own, base = sweep.observe(model, patched, _needed(model, columns, written, freeze_mlps), measure)
     others, source = sweep.observe(model, other, written, measure)
-    if value == "zero":
-        others = {name: torch.zeros_like(own[name]) for name in written}
-    elif value == "mean":
-        means = fill_of(model, patched, sorted({site.kind for site in senders}), value).tensors
-        others = {name: means[name].expand_as(own[name]) for name in written}
-    paths = DirectPaths(model, own, others, chosen, freeze_mlps)
+    taken = stand_ins(value, own, others, means_of(model, patched, senders, value))
+    paths = DirectPaths(model, own, taken, chosen, freeze_mlps)
     where = "" if bool((chosen == pairs.mask).all()) else f" at {provenance.tensor_hash(chosen)[:12]}"
     words = f"{value}{where}{'' if freeze_mlps else ' through MLPs'}"
     runs = PathRuns(model, patched, columns, senders, measure, paths, words, budget, wanted)
@@ -229,18 +234,22 @@ def _needed(model: Any, columns: Sequence[Receiver], written: Sequence[str], fre
 
 
 def on_the_way(
-    change: Float[np.ndarray, "*axes"], work: Work, wanted: bool, dtype: torch.dtype
+    change: Float[np.ndarray, "*axes"],
+    base: Float[np.ndarray, "prompt"],
+    source: Float[np.ndarray, "prompt"],
+    wanted: bool,
+    dtype: torch.dtype,
 ) -> tuple[Float[np.ndarray, "*axes"], bool]:
-    """The change as a share of the way between the baselines, and whether that was done."""
+    """The change as a share of the way from one baseline to the other, and whether that was done."""
     if not wanted:
         return change, False
-    base, source = float(work.base.mean()), float(work.source.mean())
-    noise = 100 * torch.finfo(dtype).eps * max(1.0, abs(base), abs(source))
-    if abs(source - base) <= noise:
+    start, stop = float(base.mean()), float(source.mean())
+    noise = 100 * torch.finfo(dtype).eps * max(1.0, abs(start), abs(stop))
+    if abs(stop - start) <= noise:
         warnings.warn(
-            f"the two baselines {base:.6g} and {source:.6g} differ by no more than rounding ({noise:.1g}), so the "
+            f"the two baselines {start:.6g} and {stop:.6g} differ by no more than rounding ({noise:.1g}), so the "
             "values are not normalised: they are changes of the metric.",
             stacklevel=3,
         )
         return change, False
-    return change / (source - base) + 0.0, True  # + 0.0: no effect is 0, not -0
+    return change / (stop - start) + 0.0, True  # + 0.0: no effect is 0, not -0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from analyses import activation_patching, edge_patching, path_patching
 from analyses.edges import EdgePatchingResult, edge_patching_plan
@@ -26,89 +24,13 @@ from interp.graph import Graph
 from interp.results import Result
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import VOCAB, saved
+from tests.hooked_edges import Hooked
 from tests.pairs import pairs, random_pairs
 from tests.strategies import models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
 MODEL = random_model(TransformerConfig(**SIZES), seed=3)
-
-
-@dataclass(frozen=True)
-class Hooked:
-    """The definition: what a sender writes anew is read by one receiver, everything through the model's own hooks."""
-
-    model: GPT
-    runs: PromptPairs
-    metric: Any
-    own: Any
-    other: Any
-
-    @classmethod
-    def of(cls, model: GPT, pairs: PromptPairs, direction: str, metric: Any) -> Hooked:
-        runs = pairs if direction == "noise" else pairs.swapped()
-        caches = [
-            model.run_with_cache(ids, attention_mask=pairs.mask, names_filter=lambda name: True)[1]
-            for ids in (runs.clean, runs.corrupted)
-        ]
-        return cls(model, runs, metric, *caches)
-
-    def written(self, sender: Site) -> Tensor:
-        """By how much the stream changes right after the sender, which the model says when it alone is replaced."""
-        if sender.kind == "resid_pre":
-            change = self.other[sender.hook_name] - self.own[sender.hook_name]
-        else:
-            after = Site("attn_out" if sender.kind == "z" else "mlp_out", sender.layer).hook_name
-            part = sender.head if sender.kind == "z" else sender.neuron
-
-            def replaced(activation: Tensor, hook: Any) -> Tensor:
-                new, other = activation.clone(), self.other[hook.name]
-                new[:, :, slice(None) if part is None else part] = other[:, :, slice(None) if part is None else part]
-                return new
-
-            with torch.no_grad(), self.model.hooks([(sender.hook_name, replaced)]):
-                _, cache = self.model.run_with_cache(
-                    self.runs.clean, attention_mask=self.runs.mask, names_filter=[after]
-                )
-            change = cache[after] - self.own[after]
-        return torch.where(self.runs.mask[..., None], change, 0.0)
-
-    def effect(self, delta: Tensor, receiver: Site | None) -> Tensor:
-        """The metric [prompt] when one receiver's stream is changed by delta."""
-        if receiver is None:
-            point = Site("resid_post", self.model.cfg.n_layers - 1).hook_name
-        else:
-            kind = "mlp_in" if receiver.kind == "mlp_in" else f"{receiver.kind}_input"
-            point = Site(kind, receiver.layer).hook_name
-
-        def changed(stream: Tensor, hook: Any) -> Tensor:
-            if receiver is None or receiver.head is None:
-                return stream + delta
-            new = stream.clone()
-            new[:, :, receiver.head] += delta
-            return new
-
-        with torch.no_grad(), self.model.hooks([(point, changed)]):
-            return self.metric(self.model(self.runs.clean, attention_mask=self.runs.mask), self.runs)
-
-    def every_edge(self, graph: Graph) -> Tensor:
-        """[edge prompt], or [edge pos prompt]."""
-        deltas = [self.written(sender) for sender in graph.senders]
-        found = []
-        for sender, receiver in graph.ends.tolist():
-            site = graph.receivers[receiver]
-            if graph.n_pos is None:
-                found.append(self.effect(deltas[sender], site))
-            else:
-                found.append(torch.stack([self.effect(only(deltas[sender], pos), site) for pos in range(graph.n_pos)]))
-        return torch.stack(found)
-
-
-def only(delta: Tensor, pos: int) -> Tensor:
-    """The change at one position alone."""
-    kept = torch.zeros_like(delta)
-    kept[:, pos] = delta[:, pos]
-    return kept
 
 
 def assert_same(found: np.ndarray, expected: Any) -> None:
