@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.stream_weights import written
-from interp import provenance
+from interp import markup, provenance
 from interp.contract import HookedModel
 from interp.errors import LabError
 from interp.results import Result, to_numpy
@@ -39,6 +39,8 @@ from interp.style import AMOUNT
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from interp.page import Section
 
 KEY_SHARE = 0.01
 """Share of the logits that makes a frequency a key frequency."""
@@ -82,6 +84,19 @@ class ModularSpectrum(Result):
         axis = Axis("frequency", len(self.values), list(self.labels["frequency"]))  # type: ignore[arg-type]
         series = {"of the logits": self.values, "of the embedding": self.embedding}
         return pictures.lines(series, axis, title=self.title, unit="share")
+
+    def sections(self) -> tuple[Section, ...]:
+        """Its page shows the losses above the picture."""
+        from interp.page import Plot, Section
+
+        losses = [
+            ("loss", self.loss, "of the model"),
+            ("restricted loss", self.restricted, f"of the frequencies {', '.join(map(str, self.key))} alone"),
+            ("excluded loss", self.excluded, f"of all the rest; guessing costs {self.chance:.2f}"),
+        ]
+        tiles = markup.tiles([(name, f"{value:.3g} nats", note) for name, value, note in losses])
+        figure = self.plot().update_layout(title=None)
+        return (Section(self.title, (tiles, Plot(figure)), self.shows, self.caveat),)
 
 
 @torch.no_grad()

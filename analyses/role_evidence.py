@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from analyses.copying import copying_scores
 from analyses.labels import position_labels
 from analyses.patching import cached_run
 from analyses.roles import head_scores
-from interp import provenance
+from interp import markup, provenance, text
 from interp.contract import HookedModel
 from interp.markers import pure
 from interp.prompts import PromptPairs
@@ -50,12 +50,16 @@ from interp.results import Result, to_numpy
 from interp.sites import Site
 from interp.style import SIGNED
 
+if TYPE_CHECKING:
+    from interp.page import Section
+
 EVIDENCE = (
     *("previous token", "duplicate token", "induction"),
     *("copying", "suppression"),
     *("looks", "to right", "to wrong"),
     *("attribution", "directs"),
 )
+COLUMNS = ("head", "roles", "looks at", *EVIDENCE)
 ATTENDS = 0.15
 """Attention that counts as looking at something: several times what falls on it when all positions are alike."""
 COPIES = 0.5
@@ -91,6 +95,23 @@ class HeadRoles(Result):
     def heads(self, role: str) -> list[tuple[int, int]]:
         """The heads, as (layer, head), that have a role."""
         return [index for index in np.ndindex(self.roles.shape) if role in str(self.roles[index]).split(", ")]
+
+    def table(self) -> list[list[str]]:
+        """A row for every head that has a role: its name, roles, what it looks at, and its evidence."""
+        return [
+            [f"L{index[0]}H{index[1]}", str(self.roles[index]), text.visible(self.looks_at[index])]
+            + ["n/a" if np.isnan(value) else f"{value:.2f}" for value in self.values[:, *index]]
+            for index in np.ndindex(self.roles.shape)
+            if self.roles[index]
+        ]
+
+    def sections(self) -> tuple[Section, ...]:
+        """Its page shows the table above the pictures."""
+        from interp.page import Plot, Section
+
+        listing = markup.table(COLUMNS, self.table())
+        figure = self.plot().update_layout(title=None)
+        return (Section(self.title, (listing, Plot(figure)), self.shows, self.caveat),)
 
 
 @dataclass(frozen=True, eq=False)

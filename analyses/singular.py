@@ -18,7 +18,7 @@ the same singular value mix freely.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,12 +29,15 @@ from torch import Tensor
 from analyses.labels import token_texts
 from analyses.stream_weights import read, written
 from analyses.weights import layer_ov, layer_qk
-from interp import provenance
+from interp import markup, provenance, text
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
 from interp.results import Result, to_numpy
 from interp.sites import Site
 from interp.style import AMOUNT
+
+if TYPE_CHECKING:
+    from interp.page import Section
 
 SIDES = {"OV": ("read", "written"), "QK": ("query", "key"), "mlp_in": ("read",), "mlp_out": ("written",)}
 ENDS = ("+", "-")
@@ -61,6 +64,18 @@ class SingularDirections(Result):
     of: str
     layer: int
     head: int | None
+
+    def sections(self) -> tuple[Section, ...]:
+        """Its page shows the singular values, and a table of the tokens at the ends of every direction."""
+        from interp.page import Plot, Section
+
+        rows = [
+            [i, str(self.labels["side"][side]), ENDS[end], " ".join(map(text.visible, self.tokens[i, side, end]))]
+            for i, side, end in np.ndindex(self.tokens.shape[:3])
+        ]
+        listing = markup.table(["direction", "side", "end", "tokens"], rows)
+        figure = self.plot().update_layout(title=None)
+        return (Section(self.title, (Plot(figure), listing), self.shows, self.caveat),)
 
 
 @torch.no_grad()
@@ -92,7 +107,7 @@ def singular_directions(
         of,
         layer,
         head,
-        labels={"side": list(sides), "end": list(ENDS), "direction": [" ".join(row) for row in texts[:, -1, 0, :3]]},
+        labels={"side": list(sides), "end": list(ENDS)},
         provenance=provenance.of(model, settings={"of": of, "layer": layer, "head": head}),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from rich.console import RenderableType
 
-from analyses.command_line.tables import table, token
-from analyses.role_evidence import EVIDENCE, HeadRoles
+from analyses.command_line.tables import table
+from analyses.role_evidence import COLUMNS, HeadRoles
 from analyses.roles import ROLES, HeadScores
 
 View = list[RenderableType]
@@ -27,11 +27,6 @@ def scores_view(found: HeadScores, k: int) -> View:
 
 def roles_view(found: HeadRoles) -> View:
     """Every head that has a role, with its evidence."""
-    rows = [
-        [f"L{layer}H{head}", found.roles[layer, head], token(found.looks_at[layer, head])]
-        + ["n/a" if np.isnan(value) else f"{value:.2f}" for value in found.values[:, layer, head]]
-        for layer, head in np.ndindex(found.roles.shape)
-        if found.roles[layer, head]
-    ]
+    rows = found.table()
     none = [] if rows else ["no head has the evidence for a role; --json gives all numbers"]
-    return [found.shows, table(["head", "roles", "looks at", *EVIDENCE], rows), *none]
+    return [found.shows, table(COLUMNS, rows), *none]

@@ -312,6 +312,22 @@ class TestInduction2L:
         assert not copying.suppression[1].any()
 
 
+def test_in_the_town_the_heads_that_copy_names_compose_with_the_head_that_writes_the_answer() -> None:
+    """V-composition of the second layer's copiers with L2H1, and K-composition of L0H5 with the whole second layer.
+
+    Each is the strongest of its kind from that layer, and above ten times the spread of random weights.
+    """
+    found = head_composition(load("town"))
+    values = found.values.reshape(3, 4, 8, 4, 8)  # mode, sender's layer and head, receiver's layer and head
+    copiers = [0, 1, 3, 4, 5, 6, 7]
+    into_values = values[2, 1][copiers, 2].mean(0)
+    assert into_values.argmax() == 1
+    assert into_values[1] > 10 * found.spread
+    into_keys = values[1, 0, :, 1].mean(1)
+    assert into_keys.argmax() == 5  # the head of the first layer that looks most at the previous token
+    assert into_keys[5] > 10 * found.spread
+
+
 MODEL = random_model(TransformerConfig(**SIZES), seed=3)
 ONE_LAYER = random_model(TransformerConfig(**SIZES | {"n_layers": 1}, attn_only=True), seed=3)
 
