@@ -133,7 +133,7 @@ def edge_attribution(
     measure = metrics.kl(run(model, pairs), pairs) if metric == "kl" else metrics.get(metric)
     if value == "zero":
         warn_of_zeros(2)
-    found = _Estimator(model, graph, value, method, steps).run(runs, measure, budget)
+    found = edge_scores_of(model, runs, measure, graph, method, steps, value, budget)
     check_gradient(found, measure, model.dtype)
     top = np.zeros(graph.shape, dtype=bool)
     top.flat[found.largest(checks)] = True
@@ -168,6 +168,23 @@ def edge_attribution(
             settings={"method": method, "steps": steps, "checks": int(top.sum())},
         ),
     )
+
+
+def edge_scores_of(
+    model: HookedModel | Any,
+    runs: PromptPairs,
+    metric: AnyMetric,
+    graph: Graph,
+    method: str = "EAP",
+    steps: int = 5,
+    value: str = "resample",
+    budget: int | None = None,
+) -> Estimates:
+    """The scores alone, [edge (pos) prompt], in units of the metric, without checks and baselines' scale.
+
+    runs: the pairs with what is patched as their clean prompts.
+    """
+    return _Estimator(model, graph, value, method, steps).run(runs, metric, budget)
 
 
 def _check_question(metric: Any, direction: str, value: str, method: str, steps: int, checks: int) -> None:

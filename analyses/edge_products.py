@@ -37,15 +37,11 @@ Products = Float[Tensor, "sender receiver prompt *pos"]
 
 @dataclass(frozen=True)
 class EdgeProducts:
-    """The products of some prompts. paths: what the senders change, of the run that the gradients belong to.
-
-    linear: take the scale of norms for a constant, as the rules of RelP do.
-    """
+    """The products of some prompts. paths: what the senders change, of the run that the gradients belong to."""
 
     model: Any
     graph: Graph
     paths: DirectPaths
-    linear: bool = False
 
     def of(self, senders: range, streams: Activations, gradients: Activations) -> Products:
         """The products from some senders, neighbours in the graph, to every receiver; 0 where there is no edge.
@@ -98,7 +94,7 @@ class EdgeProducts:
         gain = None if normed is None else gain_of(block.ln1)
         gradient = gradient if gain is None else gradient.mul_(gain.to(delta))
         products = einsum(delta, gradient, whole)
-        if normed is None or self.linear:
+        if normed is None:
             return products
         along = einsum(delta, normed, "sender prompt pos model, prompt pos model -> sender prompt pos")
         seen = einsum(gradient, normed, "receiver prompt pos model, prompt pos model -> receiver prompt pos")
