@@ -153,7 +153,8 @@ def _mean_stream(
             given = None if bool(mask.all()) else mask
             _, cache = model.run_with_cache(tokens, attention_mask=given, names_filter=names)
         last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
-        found.append(torch.stack([cache[name][torch.arange(len(tokens)), last] for name in names], 1))
+        every = torch.arange(len(tokens), device=last.device)
+        found.append(torch.stack([cache[name][every, last] for name in names], 1))
     streams = torch.cat(found)
     streams = streams.to(torch.promote_types(streams.dtype, torch.float32))
     return streams.mean(0), streams.norm(dim=-1).mean(0)
