@@ -22,8 +22,20 @@ from analyses.command_line.options import (
     with_task,
 )
 
-METHOD = Name("method", lambda: ("exact", "eap", "eap-ig"))
-SELECT = Name("selection", lambda: ("edges", "greedy"))
+
+def _methods() -> list[str]:
+    from analyses.circuit_finding import METHODS
+
+    return list(METHODS)
+
+
+def _selections() -> list[str]:
+    from analyses.circuit_finding import SELECTIONS
+
+    return list(SELECTIONS)
+
+
+METHOD, SELECT = Name("method", _methods), Name("selection", _selections)
 
 
 @click.command()
