@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING
 from interp.lazy import attributes
 
 if TYPE_CHECKING:
+    from analyses.acdc_search import acdc
     from analyses.attention_edges import attention_knockout
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
+    from analyses.circuit_checks import completeness, minimality
+    from analyses.circuit_curve import faithfulness_curve
+    from analyses.circuit_finding import find_circuit
+    from analyses.circuit_selection import greedy_edges, strongest_edges, strongest_nodes
+    from analyses.circuits import evaluate_circuits
     from analyses.comparison import compare
+    from analyses.composition import head_composition
+    from analyses.copying import copying_scores
+    from analyses.directions import ablate_direction, add_direction, generate_with, steering_vectors
+    from analyses.edge_estimates import edge_attribution
+    from analyses.edges import edge_patching
+    from analyses.eigenvalues import circuit_eigenvalues
+    from analyses.fourier import modular_spectrum
     from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
+    from analyses.known_circuits import auroc
     from analyses.lens import component_lens, logit_lens
     from analyses.losses import compare_losses
     from analyses.matching import head_matching
@@ -19,58 +33,126 @@ if TYPE_CHECKING:
     from analyses.paths import path_patching
     from analyses.patterns import attention_patterns
     from analyses.predictions import compare_predictions
+    from analyses.role_evidence import head_roles
     from analyses.roles import head_scores
     from analyses.similarity import layer_similarity
+    from analyses.singular import singular_directions
+    from analyses.stability import ranking_stability
+    from analyses.steering import direction_ablation, steering_effect
+    from analyses.tracing import causal_trace
     from analyses.training_checkpoints import training_course
     from analyses.trajectories import lens_trajectories
+    from analyses.weights import full_ov_circuit, full_qk_circuit, ov_circuit, qk_circuit, virtual_weights
 
 __all__ = [
+    "ablate_direction",
     "ablation",
+    "acdc",
     "activation_patching",
+    "add_direction",
     "attention_knockout",
     "attention_patterns",
     "attribution_patching",
+    "auroc",
+    "causal_trace",
+    "circuit_eigenvalues",
     "compare",
     "compare_losses",
     "compare_predictions",
+    "completeness",
     "component_lens",
+    "copying_scores",
     "cumulative_ablation",
+    "direction_ablation",
+    "edge_attribution",
+    "edge_patching",
+    "evaluate_circuits",
+    "faithfulness_curve",
+    "find_circuit",
+    "full_ov_circuit",
+    "full_qk_circuit",
+    "generate_with",
+    "greedy_edges",
     "head_attribution",
+    "head_composition",
     "head_matching",
+    "head_roles",
     "head_scores",
     "layer_similarity",
     "lens_trajectories",
     "logit_lens",
+    "minimality",
+    "modular_spectrum",
     "neuron_attribution",
+    "ov_circuit",
     "path_patching",
+    "qk_circuit",
+    "ranking_stability",
+    "singular_directions",
     "source_attribution",
+    "steering_effect",
+    "steering_vectors",
+    "strongest_edges",
+    "strongest_nodes",
     "training_course",
+    "virtual_weights",
     "write_report",
 ]
 
 __getattr__ = attributes(
     "analyses",
     {
+        "ablate_direction": "analyses.directions",
         "ablation": "analyses.knockouts",
+        "acdc": "analyses.acdc_search",
         "activation_patching": "analyses.patching",
+        "add_direction": "analyses.directions",
         "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
         "attribution_patching": "analyses.gradients",
+        "auroc": "analyses.known_circuits",
+        "causal_trace": "analyses.tracing",
+        "circuit_eigenvalues": "analyses.eigenvalues",
         "compare": "analyses.comparison",
         "compare_losses": "analyses.losses",
         "compare_predictions": "analyses.predictions",
+        "completeness": "analyses.circuit_checks",
         "component_lens": "analyses.lens",
+        "copying_scores": "analyses.copying",
         "cumulative_ablation": "analyses.knockouts",
+        "direction_ablation": "analyses.steering",
+        "edge_attribution": "analyses.edge_estimates",
+        "edge_patching": "analyses.edges",
+        "evaluate_circuits": "analyses.circuits",
+        "faithfulness_curve": "analyses.circuit_curve",
+        "find_circuit": "analyses.circuit_finding",
+        "full_ov_circuit": "analyses.weights",
+        "full_qk_circuit": "analyses.weights",
+        "generate_with": "analyses.directions",
+        "greedy_edges": "analyses.circuit_selection",
         "head_attribution": "analyses.attribution",
+        "head_composition": "analyses.composition",
         "head_matching": "analyses.matching",
+        "head_roles": "analyses.role_evidence",
         "head_scores": "analyses.roles",
         "layer_similarity": "analyses.similarity",
         "lens_trajectories": "analyses.trajectories",
         "logit_lens": "analyses.lens",
+        "minimality": "analyses.circuit_checks",
+        "modular_spectrum": "analyses.fourier",
         "neuron_attribution": "analyses.attribution",
+        "ov_circuit": "analyses.weights",
         "path_patching": "analyses.paths",
+        "qk_circuit": "analyses.weights",
+        "ranking_stability": "analyses.stability",
+        "singular_directions": "analyses.singular",
         "source_attribution": "analyses.attribution",
+        "steering_effect": "analyses.steering",
+        "steering_vectors": "analyses.directions",
+        "strongest_edges": "analyses.circuit_selection",
+        "strongest_nodes": "analyses.circuit_selection",
         "training_course": "analyses.training_checkpoints",
+        "virtual_weights": "analyses.weights",
         "write_report": "analyses.report",
     },
 )

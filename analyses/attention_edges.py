@@ -25,6 +25,7 @@ from torch import Tensor
 
 from analyses.effects import SELF_REPAIR, Effects, effects, measure_of
 from analyses.patching import check_site
+from analyses.windows import layer_windows
 from interp import metrics, provenance, sweep
 from interp.contract import HookedModel
 from interp.edits import Edit, Window
@@ -118,8 +119,7 @@ def _check(model: HookedModel | Any, window: int, by: Sequence[str]) -> None:
     """
     if tuple(by) not in (("layer",), ("layer", "head")):
         raise LabError(f"by={by!r}; expected ('layer',) or ('layer', 'head').")
-    if window < 1:
-        raise LabError(f"window={window}; expected at least one layer.")
+    layer_windows(model.cfg.n_layers, window)
     if window > 1 and "head" in by:
         raise LabError(
             f"window={window} with heads told apart, but head 0 of one layer has nothing to do with head 0 of "
@@ -132,8 +132,7 @@ def _sites(model: HookedModel | Any, window: int, heads: bool) -> list[list[Site
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     if heads:
         return [[Site("attn_scores", layer, head=head)] for layer in range(n_layers) for head in range(n_heads)]
-    starts = range(-(window // 2), n_layers - window // 2)
-    return [[Site("attn_scores", layer) for layer in range(max(0, i), min(n_layers, i + window))] for i in starts]
+    return [[Site("attn_scores", layer) for layer in layers] for layers in layer_windows(n_layers, window)]
 
 
 def _edges(
@@ -145,7 +144,7 @@ def _edges(
         LabError: there are none, or a query loses all that it has.
     """
     there = _there(model, pairs)
-    edges = there & _all_pairs(_marked(pairs, "queries", queries), _marked(pairs, "keys", keys))
+    edges = there & _all_pairs(marked(pairs, "queries", queries), marked(pairs, "keys", keys))
     if not edges.any():
         raise LabError("there is no edge from these queries to these keys: they are padding, or lie in the future.")
     bare = (edges.any(2) & ~(there & ~edges).any(2)).nonzero().tolist()
@@ -170,7 +169,7 @@ def _all_pairs(
     return rearrange(queries, "batch q_pos -> batch q_pos 1") & rearrange(keys, "batch k_pos -> batch 1 k_pos")
 
 
-def _marked(pairs: PromptPairs, name: str, given: Positions) -> Bool[Tensor, "batch pos"]:
+def marked(pairs: PromptPairs, name: str, given: Positions) -> Bool[Tensor, "batch pos"]:
     """True at the positions given.
 
     Raises:

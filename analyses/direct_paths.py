@@ -15,8 +15,8 @@ Where a norm comes after attention (Gemma 2, OLMo 2), a head's change d = (z' - 
 heads as they were: δ = ln1_post(attn + d) - ln1_post(attn), attn being what all heads and b_O add up to; `mlp` above
 then stands for ln2_post(mlp(·)).
 
-All of this is position by position. A *point* numbers the places where the stream can be read: 2l is the input of layer
-l, 2l + 1 lies between its attention and its MLP, and 2 n_layers is the end.
+The change of a neuron, d = (post' - post) W_out[n], goes through `ln2_post` in the same way. All of this is position by
+position; points of the stream are numbered as in `interp.stream_points`.
 """
 
 from __future__ import annotations
@@ -33,30 +33,11 @@ from torch import Tensor
 from interp.errors import LabError
 from interp.shares import norms_what_is_written
 from interp.sites import Site
+from interp.stream_points import read_at, written_at
 
 Deltas = Float[Tensor, "sender prompt pos d_model"]
 WEIGHTS = {"q": "W_Q", "k": "W_K", "v": "W_V"}
 BIASES = {"q": "b_Q", "k": "b_K", "v": "b_V"}
-
-
-def written_at(cfg: Any, site: Site) -> int:
-    """The first point at which the stream holds what a sender (z, mlp_out or embed) writes."""
-    if site.layer is None:
-        return 0
-    middle = site.kind == "z" and not getattr(cfg, "parallel_attn_mlp", False)
-    return 2 * site.layer + (1 if middle else 2)
-
-
-def read_at(cfg: Any, site: Site) -> int:
-    """The point at which a receiver (q, k, v or mlp_in) reads the stream."""
-    assert site.layer is not None
-    middle = site.kind == "mlp_in" and not getattr(cfg, "parallel_attn_mlp", False)
-    return 2 * site.layer + int(middle)
-
-
-def end(cfg: Any) -> int:
-    """The point after the last layer."""
-    return 2 * cfg.n_layers
 
 
 def stream_name(cfg: Any, point: int) -> str:
@@ -94,24 +75,49 @@ class DirectPaths:
         run, other = ({name: kept[rows, index] for name, kept in cache.items()} for cache in (self.run, self.other))
         return replace(self, run=run, other=other, chosen=self.chosen[rows, index])
 
+    def part(self, prompts: slice, positions: slice) -> DirectPaths:
+        """The same of some prompts, at some positions."""
+        run, other = (
+            {name: kept[prompts, positions] for name, kept in cache.items()} for cache in (self.run, self.other)
+        )
+        return replace(self, run=run, other=other, chosen=self.chosen[prompts, positions])
+
     def stream(self, point: int) -> Float[Tensor, "prompt pos d_model"]:
         """The stream of the run that is patched."""
         return _wide(self.run[stream_name(self.model.cfg, point)])
 
     def written(self, senders: Sequence[Site]) -> Deltas:
-        """By how much the other run's output of each sender differs. senders: heads of one layer, or one other."""
-        name, heads = senders[0].hook_name, [site.head for site in senders]
-        change = _wide(self.other[name]) - _wide(self.run[name])
-        if senders[0].kind == "z":
-            block = self.model.blocks[senders[0].layer]
-            W_O, mixed = block.attn.W_O[heads].to(change), change[:, :, heads]
-            delta = einsum(mixed, W_O, "prompt pos head d_head, head d_head model -> head prompt pos model")
-            if norms_what_is_written(self.model):
-                attn = _before_post_norm(block, self.run[name])
-                delta = _change(lambda written: _normed(self.model, block.ln1_post, written), attn, delta)
+        """By how much the other run's output of each sender differs. senders: heads or neurons of one layer, or one
+        other."""
+        return self.through_post_norm(senders[0], self.computed(senders))
+
+    def computed(self, senders: Sequence[Site]) -> Deltas:
+        """The same before the norm that what heads or neurons write goes through, where there is one."""
+        first = senders[0]
+        change = _wide(self.other[first.hook_name]) - _wide(self.run[first.hook_name])
+        if first.kind == "z":
+            heads, attn = [site.head for site in senders], self.model.blocks[first.layer].attn
+            weight, some = attn.W_O[heads].to(change), change[:, :, heads]
+            delta = einsum(some, weight, "prompt pos head d_head, head d_head model -> head prompt pos model")
+        elif first.kind == "mlp_post":
+            neurons, mlp = [site.neuron for site in senders], self.model.blocks[first.layer].mlp
+            weight, some = mlp.W_out[neurons].to(change), change[:, :, neurons]
+            delta = einsum(some, weight, "prompt pos mlp, mlp model -> mlp prompt pos model")
         else:
             delta = rearrange(change, "prompt pos model -> 1 prompt pos model")
         return torch.where(self.chosen[..., None], delta, 0.0)
+
+    def through_post_norm(self, sender: Site, delta: Deltas) -> Deltas:
+        """What is left of a change to a head's or neuron's layer after the norm on what the whole of it writes, where
+        there is one; each of the deltas alone, all else as it was."""
+        if sender.kind not in ("z", "mlp_post") or not norms_what_is_written(self.model):
+            return delta
+        block, activation = self.model.blocks[sender.layer], self.run[sender.hook_name]
+        if sender.kind == "z":
+            whole, norm = _before_post_norm(block, activation), block.ln1_post
+        else:
+            whole, norm = _by_neurons(block, activation), block.ln2_post
+        return _change(lambda written: _normed(self.model, norm, written), whole, delta)
 
     def arriving(self, delta: Deltas, start: int, points: Iterable[int]) -> Iterator[tuple[int, Deltas]]:
         """(point, δ there) for each of the points, in order, that is not before `start`, where δ was written."""
@@ -147,7 +153,9 @@ class DirectPaths:
         return mlp
 
 
-def check_closed_form(model: Any, tokens: Int[Tensor, "1 pos"], receivers: Iterable[Site], freeze_mlps: bool) -> None:
+def check_closed_form(
+    model: Any, tokens: Int[Tensor, "1 pos"], senders: Iterable[Site], receivers: Iterable[Site], freeze_mlps: bool
+) -> None:
     """Hold the arithmetic above to the model's own run of one prompt.
 
     Raises:
@@ -168,13 +176,17 @@ def check_closed_form(model: Any, tokens: Int[Tensor, "1 pos"], receivers: Itera
         )
     kinds = ["resid_pre", "z", "attn_out", *([] if cfg.attn_only else ["mlp_out"]), "resid_post"]
     reads = {(site.kind, site.layer) for site in receivers if site.kind in WEIGHTS and site.layer is not None}
+    neurons = {site.layer for site in senders if site.kind == "mlp_post"}
     sites = [Site(kind, layer) for layer in range(cfg.n_layers) for kind in kinds] + [Site(*read) for read in reads]
+    sites += [Site("mlp_post", layer) for layer in neurons]
     if missing := [site.hook_name for site in sites if site.hook_name not in model.hook_dict]:
         raise LabError(f"path patching needs the hook points {', '.join(missing)}, which {cfg.model_name!r} lacks.")
     with torch.inference_mode():
         _, run = model.run_with_cache(tokens, names_filter=sorted({site.hook_name for site in sites}))
         for layer in range(cfg.n_layers):
             _check_layer(model, layer, [run[Site(kind, layer).hook_name] for kind in kinds])
+        for place in neurons:
+            _check_neurons(model, place, *(run[Site(kind, place).hook_name] for kind in ("mlp_post", "mlp_out")))
         for kind, layer in sorted(reads):
             stream = run[Site("resid_pre", layer).hook_name]
             _check_read(model, kind, layer, stream, run[Site(kind, layer).hook_name])
@@ -195,6 +207,20 @@ def _check_read(model: Any, kind: str, layer: int, stream: Tensor, expected: Ten
     normed = _normed(model, block.ln1, _wide(stream))
     found = einsum(normed, weight, "b pos model, head model d_head -> b pos head d_head") + bias
     _check_close(model, found, expected, f"the {kind} of layer {layer} is not W ln1(stream) + b")
+
+
+def _check_neurons(model: Any, layer: int | None, post: Tensor, written: Tensor) -> None:
+    block = model.blocks[layer]
+    found = _by_neurons(block, post)
+    if norms_what_is_written(model):
+        found = _normed(model, block.ln2_post, found)
+    _check_close(model, found, _wide(written), f"what the neurons of layer {layer} write does not add up to mlp_out")
+
+
+def _by_neurons(block: Any, post: Float[Tensor, "prompt pos d_mlp"]) -> Float[Tensor, "prompt pos d_model"]:
+    """What the neurons and b_out add up to."""
+    mlp, post = block.mlp, _wide(post)
+    return post @ mlp.W_out.to(post) + mlp.b_out.to(post)
 
 
 def _before_post_norm(block: Any, z: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "prompt pos d_model"]:

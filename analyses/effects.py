@@ -43,16 +43,17 @@ class Effects(Result):
         return f"change of {self.metric}"
 
 
-def effects(
-    found: SweepResult, shape: Sequence[int]
-) -> tuple[
+EffectFields = tuple[
     Float[np.ndarray, "*axes"],
     Float[np.ndarray, "*axes"],
     Float[np.ndarray, "*axes prompt"],
     Float[np.ndarray, "prompt"],
     str,
     str,
-]:
+]
+
+
+def effects(found: SweepResult, shape: Sequence[int]) -> EffectFields:
     """The fields of `Effects`, from a sweep whose rows are arranged in this shape."""
     raw = found.values.reshape(*shape, len(found.base))
     change = raw - found.base

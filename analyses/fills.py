@@ -65,7 +65,7 @@ def fill_of(
         if reference is not None:
             raise LabError("value='zero' takes nothing from a reference; leave it out, or try value='mean'.")
         return Fill("zero", "zero")
-    tokens, mask = _prompts(model, pairs.swapped() if reference is None else reference)
+    tokens, mask = prompts_of(model, pairs.swapped() if reference is None else reference)
     sites = [Site(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
     whose = "the corrupted prompts" if reference is None else f"{len(tokens)} reference prompts"
     settings = {} if reference is None else {"reference": {"n": len(tokens), "sha256": provenance.tensor_hash(tokens)}}
@@ -88,7 +88,7 @@ def warn_of_zeros(stacklevel: int) -> None:
     )
 
 
-def _prompts(
+def prompts_of(
     model: HookedModel | Any, reference: Reference
 ) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
     """Token ids of a reference set and which of them are real, on the model's device.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analyses import softmax_fix
 from analyses.patching import cached_run
-from analyses.recording import Recording, record
+from analyses.recording import Recording, observed, record
 from interp.contract import HookedModel
 from interp.edits import Edit, replace
 from interp.errors import LabError
@@ -71,7 +71,7 @@ class Estimator:
         """runs, sources: the pairs with what is patched, and what it is patched from, as their clean prompts."""
         batches = [
             self._batch(runs.take(prompts), sources.take(prompts), metric.take(prompts.cpu()))
-            for prompts in _batches(self.model, runs, budget)
+            for prompts in batches_of(self.model, runs, budget)
         ]
         columns = zip(*batches, strict=True)
         return Estimates(*(np.concatenate([to_numpy(part.double()) for part in parts], -1) for parts in columns))
@@ -88,13 +88,13 @@ class Estimator:
 
     def _batch(self, runs: PromptPairs, sources: PromptPairs, metric: AnyMetric) -> tuple[Tensor, ...]:
         """The fields of `Estimates` for some of the prompts."""
-        logits, other = cached_run(self.model, sources, self._names())
+        logits, source, other = observed(self.model, sources, metric, self._names())
         recording = record(self.model, runs, metric, self._names(), droppable=self.grad_drop)
         with torch.no_grad():
             effects = self._drop_averaged(recording, other) if self.grad_drop else self._effects(recording, other)
             slopes = recording.logit_gradient()
             by_logits = (slopes * (logits - recording.logits)).double().sum((1, 2))
-            return effects, recording.scores, metric(logits, sources), slopes.abs().amax((1, 2)), by_logits
+            return effects, recording.scores, source, slopes.abs().amax((1, 2)), by_logits
 
     def _drop_averaged(self, recording: Recording, other: Activations) -> Float[Tensor, "*axes batch"]:
         """The mean size over the dropped layers that leave the site a gradient: all, or for most sites all others."""
@@ -179,7 +179,7 @@ def _wide(activation: Tensor) -> Tensor:
     return activation.float() if activation.itemsize < 4 else activation
 
 
-def _batches(model: HookedModel | Any, pairs: PromptPairs, budget: int | None) -> Iterator[Int[Tensor, "batch"]]:
+def batches_of(model: HookedModel | Any, pairs: PromptPairs, budget: int | None) -> Iterator[Int[Tensor, "batch"]]:
     """The prompts, as many at a time as their graphs fit the budget (bytes; by default half of what is free)."""
     n_pos = pairs.clean.shape[1]
     costs = Costs.of(model, n_pos)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.direct_paths import end, read_at
+from analyses.fills import fill_of
 from interp.errors import LabError
 from interp.prompts import PromptPairs
 from interp.sites import Site
+from interp.stream_points import end, read_at
 
 LOGITS = "logits"
 READS = {"q": "head", "k": "key/value head", "v": "key/value head", "mlp_in": ""}
@@ -25,10 +26,12 @@ Given = str | Site | tuple[Site, ...]
 
 @dataclass(frozen=True)
 class Receiver:
-    """One column of the result. sites: the inputs that are patched together; none are the logits."""
+    """One column of the result. sites: the inputs that are patched together; none are the logits, at `pos` alone if it
+    is given."""
 
     label: str
     sites: tuple[Site, ...]
+    pos: int | None = None
 
     def points(self, cfg: Any) -> set[int]:
         """The points of the stream that it reads."""
@@ -112,6 +115,24 @@ def chosen_positions(
     if not chosen.any():
         raise LabError(f"positions={given} chooses no token of any prompt; give at least one, or None for all.")
     return chosen
+
+
+def means_of(model: Any, runs: PromptPairs, senders: Sequence[Site], value: str) -> Mapping[str, Tensor]:
+    """For value="mean" the mean of what senders write, over the prompts that `runs` are patched from."""
+    if value != "mean":
+        return {}
+    return fill_of(model, runs, sorted({site.kind for site in senders}), value).tensors
+
+
+def stand_ins(
+    value: str, own: Mapping[str, Tensor], other: Mapping[str, Tensor], means: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """What senders take in place of what they wrote: of the other run ("resample"), their means, or zeros."""
+    if value == "resample":
+        return other
+    return {
+        name: torch.zeros_like(own[name]) if value == "zero" else means[name].expand_as(own[name]) for name in other
+    }
 
 
 def _check_receiver(model: Any, pairs: PromptPairs, site: Site) -> None:

@@ -22,6 +22,7 @@ It does not show: paths through other heads, or paths that only matter together.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,9 +36,19 @@ from torch import Tensor
 
 from analyses.direct_paths import DirectPaths, check_closed_form, mlp_points, stream_name
 from analyses.patching import DIRECTIONS, run
-from analyses.path_ends import LOGITS, Given, Receiver, chosen_positions, receivers_of, sender_label, senders_of
-from analyses.path_runs import CLOSED_FORM, PathRuns, chunks, patch
-from interp import metrics, provenance, sweep
+from analyses.path_ends import (
+    LOGITS,
+    Given,
+    Receiver,
+    chosen_positions,
+    means_of,
+    receivers_of,
+    sender_label,
+    senders_of,
+    stand_ins,
+)
+from analyses.path_runs import PathRuns, patch
+from interp import files, metrics, provenance, sweep
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
@@ -120,6 +131,7 @@ def path_patching(
     freeze_mlps: bool = True,
     normalize: bool = True,
     budget: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> PathPatchingResult:
     """Patch the direct path from every sender to every receiver, one at a time: `.values[sender, receiver]`.
@@ -130,8 +142,9 @@ def path_patching(
     senders: `Site("z", 3, head=1)` (without a head, every head of the layer), `Site("mlp_out", 3)`, `Site("embed")`;
     by default all heads and MLPs. positions: where senders take the other run's output; numbers in the padded batch,
     or a mask with positions of its own for each prompt. metric: see `interp.metrics`; "kl" compares with the clean run.
-    normalize: False gives the change in the metric's units. budget: bytes for the senders' edits held at a time, and
-    as much again for running them (see `interp.sweep.run`); the two runs' activations come on top.
+    normalize: False gives the change in the metric's units. budget: bytes for what is computed of paths at a time, and
+    as much again for running them (see `interp.sweep.run`); the two runs' activations come on top. out, progress: as
+    there.
 
     When the two baselines differ by no more than rounding error, normalising would divide by it: a warning says so
     and the change is given in the metric's units.
@@ -142,12 +155,13 @@ def path_patching(
     """
     choose("direction", direction, DIRECTIONS)
     pairs.check(model)
+    if out is not None:
+        files.check_writable(out)
     columns, sources = receivers_of(model, pairs, receivers), senders_of(model, senders)
     chosen = chosen_positions(pairs, positions).to(model.device)
-    work = _prepare(model, pairs.to(model.device), columns, sources, metric, direction, chosen, freeze_mlps)
-    change = np.zeros((len(sources), len(columns), len(pairs)))
-    ways = {patch(work.runs, chunk, change, budget, progress) for chunk in chunks(work.runs, budget)} - {CLOSED_FORM}
-    values, normalized = _normalize(change.mean(-1), work, normalize, model.dtype)
+    work = prepare(model, pairs.to(model.device), columns, sources, metric, direction, chosen, freeze_mlps, budget)
+    change, way = patch(work.runs, out, progress)
+    values, normalized = on_the_way(change.mean(-1), work.base, work.source, normalize, model.dtype)
     clean, corrupted = (work.base, work.source) if direction == "noise" else (work.source, work.base)
     name = work.runs.metric.name
     return PathPatchingResult(
@@ -161,14 +175,14 @@ def path_patching(
         normalized,
         model.cfg.n_layers,
         model.cfg.n_heads,
-        ways.pop() if ways else CLOSED_FORM,
+        way,
         labels={"sender": [sender_label(site) for site in sources], "receiver": [column.label for column in columns]},
         provenance=provenance.of(model, prompts=pairs, metric=name, direction=direction, ablation="replace"),
     )
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What to run, and the metric of the run that is patched and of the one that it is patched from."""
 
     runs: PathRuns
@@ -176,7 +190,7 @@ class _Work:
     source: Float[np.ndarray, "prompt"]
 
 
-def _prepare(
+def prepare(
     model: HookedModel | Any,
     pairs: PromptPairs,
     columns: Sequence[Receiver],
@@ -185,20 +199,29 @@ def _prepare(
     direction: str,
     chosen: Bool[Tensor, "prompt pos"],
     freeze_mlps: bool,
-) -> _Work:
-    """Check that the formulas hold, and run both runs for what they need."""
+    budget: int | None,
+    value: str = "resample",
+    wanted: Bool[np.ndarray, "sender column"] | None = None,
+) -> Work:
+    """Check that the formulas hold, and run both runs for what they need.
+
+    value: what senders take, see `analyses.fills`. wanted: which paths, by default all.
+    """
     if metric != "kl":
         metric = metrics.get(metric)
     inputs = [site for column in columns for site in column.sites]
-    check_closed_form(model, pairs.clean[:1, pairs.mask[0]], inputs, freeze_mlps)
+    check_closed_form(model, pairs.clean[:1, pairs.mask[0]], senders, inputs, freeze_mlps)
     measure = metrics.kl(run(model, pairs), pairs) if metric == "kl" else metrics.get(metric)
     patched, other = (pairs, pairs.swapped()) if direction == "noise" else (pairs.swapped(), pairs)
     written = sorted({site.hook_name for site in senders})
     own, base = sweep.observe(model, patched, _needed(model, columns, written, freeze_mlps), measure)
     others, source = sweep.observe(model, other, written, measure)
-    paths = DirectPaths(model, own, others, chosen, freeze_mlps)
-    runs = PathRuns(model, patched, list(columns), list(senders), measure, paths)
-    return _Work(runs, to_numpy(base.double()), to_numpy(source.double()))
+    taken = stand_ins(value, own, others, means_of(model, patched, senders, value))
+    paths = DirectPaths(model, own, taken, chosen, freeze_mlps)
+    where = "" if bool((chosen == pairs.mask).all()) else f" at {provenance.tensor_hash(chosen)[:12]}"
+    words = f"{value}{where}{'' if freeze_mlps else ' through MLPs'}"
+    runs = PathRuns(model, patched, columns, senders, measure, paths, words, budget, wanted)
+    return Work(runs, to_numpy(base.double()), to_numpy(source.double()))
 
 
 def _needed(model: Any, columns: Sequence[Receiver], written: Sequence[str], freeze_mlps: bool) -> list[str]:
@@ -210,19 +233,23 @@ def _needed(model: Any, columns: Sequence[Receiver], written: Sequence[str], fre
     return sorted({*written, *together, *(stream_name(model.cfg, point) for point in points)})
 
 
-def _normalize(
-    change: Float[np.ndarray, "sender receiver"], work: _Work, wanted: bool, dtype: torch.dtype
-) -> tuple[Float[np.ndarray, "sender receiver"], bool]:
-    """The change as a share of the way between the baselines, and whether that was done."""
+def on_the_way(
+    change: Float[np.ndarray, "*axes"],
+    base: Float[np.ndarray, "prompt"],
+    source: Float[np.ndarray, "prompt"],
+    wanted: bool,
+    dtype: torch.dtype,
+) -> tuple[Float[np.ndarray, "*axes"], bool]:
+    """The change as a share of the way from one baseline to the other, and whether that was done."""
     if not wanted:
         return change, False
-    base, source = float(work.base.mean()), float(work.source.mean())
-    noise = 100 * torch.finfo(dtype).eps * max(1.0, abs(base), abs(source))
-    if abs(source - base) <= noise:
+    start, stop = float(base.mean()), float(source.mean())
+    noise = 100 * torch.finfo(dtype).eps * max(1.0, abs(start), abs(stop))
+    if abs(stop - start) <= noise:
         warnings.warn(
-            f"the two baselines {base:.6g} and {source:.6g} differ by no more than rounding ({noise:.1g}), so the "
+            f"the two baselines {start:.6g} and {stop:.6g} differ by no more than rounding ({noise:.1g}), so the "
             "values are not normalised: they are changes of the metric.",
             stacklevel=3,
         )
         return change, False
-    return change / (source - base) + 0.0, True  # + 0.0: no effect is 0, not -0
+    return change / (stop - start) + 0.0, True  # + 0.0: no effect is 0, not -0

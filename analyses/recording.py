@@ -10,22 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.contract import HookedModel
+from interp.contract import HookedModel, NamedHook
 from interp.errors import LabError
-from interp.markers import pure
+from interp.markers import pure, reads_only
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.sites import Site
+from interp.sweep.base import can_resume, pick, read_logits, scored
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run of the clean prompts. scores: the metric. values: what passed the hook points, by name.
+    """One run of the clean prompts. logits: those that the metric reads, or all. scores: the metric. values: what
+    passed the hook points, by name.
 
     Parameters need no gradient for this, and get none.
     """
 
-    logits: Float[Tensor, "batch pos d_vocab"]
+    logits: Float[Tensor, "batch n token"]
     scores: Float[Tensor, "batch"]
     values: dict[str, Tensor]
     dropped: set[int] = field(default_factory=set)
@@ -40,7 +42,7 @@ class Recording:
             self.dropped.add(dropped)
         return dict(zip(names, self._backward([self.values[name] for name in names]), strict=True))
 
-    def logit_gradient(self) -> Float[Tensor, "batch pos d_vocab"]:
+    def logit_gradient(self) -> Float[Tensor, "batch n token"]:
         """dm/dlogits."""
         return self._backward([self.logits])[0]
 
@@ -51,27 +53,72 @@ class Recording:
 
 @torch.enable_grad()
 def record(
-    model: HookedModel | Any, pairs: PromptPairs, metric: AnyMetric, names: Sequence[str], droppable: bool = False
+    model: HookedModel | Any,
+    pairs: PromptPairs,
+    metric: AnyMetric,
+    names: Sequence[str],
+    droppable: bool = False,
+    edits: Sequence[NamedHook] = (),
 ) -> Recording:
-    """Run the clean prompts and keep the graph. droppable: prepare for gradients with a layer dropped.
+    """Run the clean prompts and keep the graph. droppable: prepare for gradients with a layer dropped. edits: hooks
+    that are made before the activations are kept.
 
     Raises:
         LabError: the model or the metric gives no gradient.
     """
     values: dict[str, Tensor] = {}
     dropped: set[int] = set()  # not the recording itself: a graph that held it would never be freed
-    hooks = [(name, _keep(values)) for name in names] + (_drops(model, dropped) if droppable else [])
+    hooks: list[NamedHook] = [*edits, *((name, _keep(values)) for name in names)]
+    if droppable:
+        hooks += _drops(model, dropped)
+    logits, scores = _run(model, pairs, metric, hooks)
+    if not scores.requires_grad:
+        raise LabError(f"the metric {metric.name!r} has no gradient; try 'logit_diff' or 'log_prob'.")
+    return Recording(logits, scores, values, dropped)
+
+
+def observed(
+    model: HookedModel | Any, pairs: PromptPairs, metric: AnyMetric, names: Sequence[str]
+) -> tuple[Float[Tensor, "batch n token"], Float[Tensor, "batch"], dict[str, Tensor]]:
+    """As the fields of a recording, without a graph: logits, scores and values."""
+    values: dict[str, Tensor] = {}
+
+    @reads_only
+    def keep(activation: Tensor, hook: Any) -> None:
+        values[hook.name] = activation
+
+    with torch.inference_mode():
+        logits, scores = _run(model, pairs, metric, [(name, keep) for name in names])
+    return logits, scores, values
+
+
+def _run(
+    model: Any, pairs: PromptPairs, metric: AnyMetric, hooks: Sequence[NamedHook]
+) -> tuple[Float[Tensor, "batch n token"], Float[Tensor, "batch"]]:
+    """The logits that the metric reads (all, of a model that cannot stop before them) and the metric."""
+    mask, resumes = pairs.mask if pairs.padded else None, can_resume(model)
     with model.hooks(hooks):
-        logits = model(pairs.clean, attention_mask=pairs.mask if pairs.padded else None)
-        scores = metric(logits, pairs)
-    if not logits.requires_grad:
+        if not resumes:
+            logits = _with_graph(model, model(pairs.clean, attention_mask=mask))
+            return logits, metric(logits, pairs)
+        final = _with_graph(model, model(pairs.clean, attention_mask=mask, stop_at_layer=model.cfg.n_layers))
+    positions = metric.positions(pairs)
+    logits = read_logits(model, final if positions is None else pick(final, positions), pairs, metric)
+    return logits, scored(logits, pairs, metric)
+
+
+def _with_graph(model: HookedModel | Any, computed: Tensor) -> Tensor:
+    """What the model computed, which has a graph where one is wanted.
+
+    Raises:
+        LabError: it has none.
+    """
+    if torch.is_grad_enabled() and not computed.requires_grad:
         raise LabError(
             f"{type(model).__name__} {model.cfg.model_name!r} gives logits without a gradient: its forward detaches "
             "them. Gradient methods need one that does not; activation_patching works without."
         )
-    if not scores.requires_grad:
-        raise LabError(f"the metric {metric.name!r} has no gradient; try 'logit_diff' or 'log_prob'.")
-    return Recording(logits, scores, values, dropped)
+    return computed
 
 
 def _keep(values: dict[str, Tensor]) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 from interp.errors import LabError, choose
@@ -138,7 +138,7 @@ class Site:
         """Axes of the whole activation at this hook point."""
         return KINDS[self.kind].axes
 
-    @property
+    @cached_property
     def free_axes(self) -> tuple[str, ...]:
         """The axes that are left at this site."""
         return tuple(axis for i, axis in enumerate(self.axes) if i not in self.picks.values())
@@ -155,7 +155,7 @@ class Site:
     def pos_axis(self) -> int | None:
         return _find(self.axes, POSITION_AXES)
 
-    @property
+    @cached_property
     def picks(self) -> dict[str, int | None]:
         """The axis of each pick that is given, by name ("head", "pos", ...); None where the kind has no such axis."""
         return {name: _find(self.axes, axes) for name, axes in PICKS.items() if getattr(self, name) is not None}

@@ -15,12 +15,23 @@ import torch
 
 from analyses import (
     activation_patching,
+    add_direction,
+    causal_trace,
+    circuit_eigenvalues,
     component_lens,
+    copying_scores,
+    direction_ablation,
+    generate_with,
     head_attribution,
+    head_composition,
+    head_roles,
     head_scores,
     logit_lens,
     neuron_attribution,
+    singular_directions,
     source_attribution,
+    steering_effect,
+    steering_vectors,
 )
 from analyses.patching import patching_plan
 from interp import PromptPairs, Site, edits, metrics, sweep
@@ -212,3 +223,31 @@ def test_training(on_cpu: GPT, precision: Any) -> None:
     assert len(found) == 5
     assert found[-1] < found[0]
     assert_close(found, expected, torch.float32 if precision == "float32" else torch.bfloat16)
+
+
+def test_circuits_read_off_the_weights(on_cpu: GPT, on_gpu: GPT) -> None:
+    for analysis in (circuit_eigenvalues, head_composition):
+        here, there = analysis(on_cpu).values, analysis(on_gpu).values
+        assert_close(np.nan_to_num(there), np.nan_to_num(here), on_gpu.dtype, scale=1.0)
+    here, there = (singular_directions(model, "OV", 1, 2).values for model in (on_cpu, on_gpu))
+    assert_close(there, here, on_gpu.dtype)
+    assert copying_scores(on_gpu).values.shape == copying_scores(on_cpu).values.shape
+
+
+def test_tracing_and_steering(on_cpu: GPT, on_gpu: GPT, pairs: PromptPairs) -> None:
+    for settings in ({}, {"corruption": "noise", "noise": 0.1, "draws": 2}):
+        here, there = (causal_trace(model, pairs, normalize=False, **settings) for model in (on_cpu, on_gpu))
+        assert_close(there.raw, here.raw, on_gpu.dtype, scale=1.0)
+    vectors = steering_vectors(on_cpu, pairs)
+    assert_close(steering_vectors(on_gpu, pairs).values, vectors.values, on_gpu.dtype)
+    here, there = (steering_effect(model, pairs, vectors.vector(1), 1) for model in (on_cpu, on_gpu))
+    assert_close(there.raw, here.raw, on_gpu.dtype, scale=1.0)
+    here, there = (direction_ablation(model, pairs, vectors.vector(1)[None]) for model in (on_cpu, on_gpu))
+    assert_close(there.raw, here.raw, on_gpu.dtype, scale=1.0)
+    generate_with(on_gpu, add_direction(vectors.vector(1), 1), torch.tensor([[1, 2, 3]]), 3, 0.0)
+
+
+def test_roles_of_heads(on_cpu: GPT, on_gpu: GPT, pairs: PromptPairs) -> None:
+    here, there = (head_roles(model, pairs) for model in (on_cpu, on_gpu))
+    for name in ("previous token", "induction", "looks"):
+        assert_close(there.evidence(name), here.evidence(name), on_gpu.dtype, scale=1.0)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from analyses.command_line.circuits import circuit
 from analyses.command_line.comparing import compare
-from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, Bytes, Name, OutputFile, Positions
+from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
     RESULT_FILES,
     ModelChoice,
@@ -26,6 +27,8 @@ from analyses.command_line.options import (
     top_option,
     with_task,
 )
+from analyses.command_line.steering import steer
+from analyses.command_line.tracing import trace
 
 
 def _components() -> tuple[str, ...]:
@@ -193,19 +196,35 @@ def attribute(chosen: ModelChoice, prompts: Pairs, by: str, top: int, output: Ou
 
 @click.command()
 @model_options
-@click.option("-n", "--n", type=click.IntRange(min=1), default=16, show_default=True, help="How many rows of tokens.")
+@click.option("--task", type=TASK, help="Also what each head does in this task, and its roles.")
+@click.option(
+    "-n", "--n", type=click.IntRange(min=1), default=16, show_default=True, help="Rows of tokens, or prompts."
+)
 @click.option("--length", type=click.IntRange(min=2), help="Of the block that is repeated.  [default: what fits]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random tokens.")
 @top_option
 @output_options(*RESULT_FILES)
-def heads(chosen: ModelChoice, n: int, length: int | None, seed: int, top: int, output: Output) -> None:
-    """Which heads attend to the previous token, an equal one, or the one after it (induction)."""
-    from analyses import head_scores
-    from analyses.command_line.tables import deliver
-    from analyses.command_line.views import scores_view
+def heads(
+    chosen: ModelChoice, task: str | None, n: int, length: int | None, seed: int, top: int, output: Output
+) -> None:
+    """Which heads attend to the previous token, an equal one, or the one after it (induction).
 
+    With --task a table of all heads that have a role in it, with the evidence.
+    """
+    from analyses import head_roles, head_scores
+    from analyses.command_line.head_views import roles_view, scores_view
+    from analyses.command_line.tables import deliver
+    from interp import tasks
+
+    if task is not None:
+        if length is not None:
+            raise misuse("--length is of the rows of random tokens alone; expected no --task beside it.")
+        model = chosen.load()
+        roles = head_roles(model, tasks.get(task)(model, n=n, seed=seed), seed)
+        deliver(output, roles.to_dict(), roles_view(roles), roles)
+        return
     found = head_scores(chosen.load(), n=n, length=length, seed=seed)
     deliver(output, found.to_dict(), scores_view(found, top), found)
 
 
-COMMANDS = (lens, patch, ablate, attribute, heads, compare)
+COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, compare)

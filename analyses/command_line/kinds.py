@@ -131,7 +131,14 @@ def _fills() -> tuple[str, ...]:
     return VALUES
 
 
+def _traced() -> tuple[str, ...]:
+    from analyses.tracing import SITES
+
+    return SITES
+
+
 METRIC, TASK, SITE = Name("metric", _metrics), Name("task", _tasks), Name("site", _sites)
 ABLATED, FILL = Name("component", _ablated), Name("ablation value", _fills)
 DIRECTION = Name("direction", lambda: ("denoise", "noise"))
+TRACED, CORRUPTION = Name("site", _traced), Name("corruption", lambda: ("replacement", "noise"))
 DTYPE, BACKEND = Name("dtype", lambda: DTYPES), Name("backend", lambda: BACKENDS)

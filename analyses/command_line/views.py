@@ -23,6 +23,7 @@ from interp.sites import axes_of
 if TYPE_CHECKING:
     from analyses.comparison import ComparisonResult
     from analyses.report import Findings
+    from analyses.tracing import CausalTrace
 
 View = list[RenderableType]
 SPREAD = "interquartile range"
@@ -149,17 +150,18 @@ def result_view(found: Result, k: int) -> View:
     return [found.shows, *grid(found), top(found.top(k), "furthest from zero", found.unit or "value")]
 
 
-def scores_view(found: HeadScores, k: int) -> View:
-    """The heads with the highest score in each role."""
-    shown: View = [found.shows]
-    for role, name in enumerate(ROLES):
-        scores = found.values[role]
-        order = [i for i in np.argsort(-scores, axis=None, kind="stable")[:k] if not np.isnan(scores.flat[i])]
-        heads = [divmod(int(i), scores.shape[1]) for i in order]
-        shown.append(
-            table([name, "score"], [(f"L{layer}H{head}", f"{scores[layer, head]:.3f}") for layer, head in heads])
-        )
-    return shown
+def trace_view(found: CausalTrace, k: int) -> View:
+    """The two baselines, how far each place brings the answer back, and the places that do so most."""
+    subject = ", ".join(f"{pos} {token(found.labels['pos'][pos])}" for pos in found.subject)
+    noise = "" if found.noise is None else f" (standard deviation {text.number(found.noise, signed=False)})"
+    return [
+        f"{found.metric}: clean {text.number(float(found.clean.mean()))}, "
+        f"corrupted {text.number(float(found.corrupted.mean()))} ({_mean_of(len(found.clean))})",
+        f"subject at {subject}; {found.corruption}{noise}",
+        found.shows,
+        *grid(found),
+        top(found.top(k), "furthest from the corrupted run", "effect"),
+    ]
 
 
 def findings_view(found: Findings) -> View:

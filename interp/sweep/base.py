@@ -90,10 +90,21 @@ def measure(
     model: ResumableModel, picked: Float[Tensor, "item n d_model"], pairs: PromptPairs, metric: AnyMetric
 ) -> Float[Tensor, "item"]:
     """The metric of final streams at the positions that it reads (all of them, for one that reads any)."""
-    if isinstance(metric, CustomMetric):
-        return metric(model.logits_at(picked), pairs)
+    return scored(read_logits(model, picked, pairs, metric), pairs, metric)
+
+
+def read_logits(
+    model: ResumableModel, picked: Float[Tensor, "item n d_model"], pairs: PromptPairs, metric: AnyMetric
+) -> Float[Tensor, "item n token"]:
+    """The logits that the metric reads of final streams at the positions that it reads."""
     tokens = metric.tokens(pairs)
-    logits = model.logits_at(picked, None if tokens is None else tokens.clamp(min=0))
+    return model.logits_at(picked, None if tokens is None else tokens.clamp(min=0))
+
+
+def scored(logits: Float[Tensor, "item n token"], pairs: PromptPairs, metric: AnyMetric) -> Float[Tensor, "item"]:
+    """The metric, from the logits that it reads."""
+    if isinstance(metric, CustomMetric):
+        return metric(logits, pairs)
     logits = logits.float() if logits.itemsize < 4 else logits
     return metric.score(rearrange(logits, "item pos token -> item (pos token)"), pairs)
 

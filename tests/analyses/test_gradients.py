@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from analyses import activation_patching, attribution_patching
 from analyses.agreement import agreement
-from analyses.first_order import _batches
+from analyses.first_order import batches_of
 from analyses.gradients import AttributionPatchingResult
 from interp import LabError, PromptPairs, metrics, tasks
 from interp.markers import pure
@@ -289,7 +289,7 @@ def test_prompts_do_not_notice_each_other_nor_the_budget(
 def test_a_small_budget_changes_no_number() -> None:
     prompts = random_pairs(5, (4, 6, 3))
     whole, split = (attribution_patching(PLAIN, prompts, "z", "kl", budget=b) for b in (None, 100_000))
-    assert len(list(_batches(PLAIN, prompts, 100_000))) == 2
+    assert len(list(batches_of(PLAIN, prompts, 100_000))) == 2
     np.testing.assert_allclose(split.raw, whole.raw, atol=1e-9)
 
 

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses import head_scores, path_patching
-from analyses.direct_paths import DirectPaths, written_at
+from analyses.direct_paths import DirectPaths
 from analyses.paths import PathPatchingResult
 from interp import LabError, PromptPairs, Site, metrics, tasks
 from interp.results import Result
+from interp.stream_points import written_at
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs

@@ -219,6 +219,43 @@ def test_beside_our_gpt_it_is_as_our_gpt_is(pair: Pair, analysis: str) -> None:
             np.testing.assert_allclose(getattr(got, name), getattr(expected, name), **close)
 
 
+def test_weights_alone(pair: Pair) -> None:
+    _assert_same(pair, analyses.circuit_eigenvalues, "values")
+    _assert_same(pair, lambda model: analyses.singular_directions(model, "OV", 0, 1, n=3), "values")
+    _assert_same(pair, lambda model: analyses.singular_directions(model, "mlp_out", 1, n=3), "values")
+    ours, theirs = (analyses.head_composition(model).raw for model in pair)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-4)  # NaN where the receiver is not later
+
+
+def test_copying_scores_and_roles(pair: Pair, prompts: PromptPairs) -> None:
+    """Shares of tokens count logits, so that one near-tie may fall the other way: at most one of the tokens."""
+    ours, theirs = (analyses.copying_scores(model) for model in pair)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    assert np.abs(ours.values - theirs.values).max() <= 1 / len(ours.tokens) + 1e-9
+    roles = [analyses.head_roles(model, prompts) for model in pair]
+    for name in ("looks", "to right", "to wrong", "attribution", "directs"):
+        np.testing.assert_allclose(roles[1].evidence(name), roles[0].evidence(name), atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("corruption", ["replacement", "noise"])
+def test_causal_tracing(pair: Pair, prompts: PromptPairs, corruption: str) -> None:
+    noise = 0.1 if corruption == "noise" else None
+    _assert_same(
+        pair,
+        lambda model: analyses.causal_trace(
+            model, prompts, corruption=corruption, noise=noise, draws=2, normalize=False
+        ),
+        *("values", "raw", "clean", "corrupted"),
+    )
+
+
+def test_steering(pair: Pair, prompts: PromptPairs) -> None:
+    _assert_same(pair, lambda model: analyses.steering_vectors(model, prompts), "values", "length")
+    vector = analyses.steering_vectors(pair[0], prompts).vector(0)
+    _assert_same(pair, lambda model: analyses.steering_effect(model, prompts, vector, 0), "values", "length", "loss")
+    _assert_same(pair, lambda model: analyses.direction_ablation(model, prompts, vector[None]), "raw", "loss")
+
+
 def test_the_comparison_of_the_two_finds_no_difference(pair: Pair) -> None:
     assert analyses.compare(*pair, TOKENS).first_difference(1e-4) is None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from analyses import modular_spectrum
+from analyses.fourier import ModularSpectrum
 from interp.edits import replace
 from interp.sites import Site
 from models import GPT, load
@@ -44,21 +46,9 @@ def logits(model: GPT, rows: Tensor) -> Tensor:
     return logits - logits.mean(-1, keepdim=True)
 
 
-def loss(logits: Tensor, rows: Tensor) -> float:
-    return float(F.cross_entropy(logits, (rows[:, 0] + rows[:, 1]) % 113))
-
-
-def of_frequency(logits: Tensor, rows: Tensor, k: int) -> Tensor:
-    """The part of the logits that is a cosine and a sine of 2 pi k (a + b) / 113, for each answer."""
-    angle = 2 * math.pi * k * (rows[:, 0] + rows[:, 1]).double() / 113
-    waves = F.normalize(torch.stack([angle.cos(), angle.sin()]), dim=-1)
-    return waves.T @ (waves @ logits)
-
-
-def by_strength(logits: Tensor, rows: Tensor) -> list[Tensor]:
-    """The parts of the 56 frequencies, the largest first."""
-    parts = [of_frequency(logits, rows, k) for k in range(1, 57)]
-    return sorted(parts, key=lambda part: -float(part.norm()))
+@pytest.fixture(scope="module")
+def spectrum(model: GPT) -> ModularSpectrum:
+    return modular_spectrum(model)
 
 
 def test_pairs_that_were_never_trained_on_are_added_right(model: GPT, data: ModularAddition) -> None:
@@ -77,30 +67,44 @@ def test_it_memorised_before_it_generalised(data: ModularAddition) -> None:
     assert early["test_loss"] > 2 * CHANCE
 
 
-def test_a_handful_of_frequencies_carries_the_logits(logits: Tensor, rows: Tensor) -> None:
-    parts = by_strength(logits, rows)
-    shares = torch.stack([part.pow(2).sum() for part in parts]) / logits.pow(2).sum()
+def test_a_handful_of_frequencies_carries_the_logits(spectrum: ModularSpectrum) -> None:
+    assert spectrum.key == (15, 33, 38, 16)  # as in the card
+    shares = np.sort(spectrum.values)[::-1]
     assert shares[:4].sum() > 0.95
     assert shares[3] > 100 * shares[4]  # a key frequency, and the largest of the others
 
 
-def test_removing_every_other_frequency_does_not_hurt(logits: Tensor, rows: Tensor) -> None:
-    key = torch.stack(by_strength(logits, rows)[:4]).sum(0)
-    assert loss(key, rows) <= loss(logits, rows)
+def test_removing_every_other_frequency_does_not_hurt(spectrum: ModularSpectrum) -> None:
+    assert spectrum.restricted <= spectrum.loss < 1e-4
 
 
-def test_keeping_only_the_others_is_worse_than_chance(logits: Tensor, rows: Tensor) -> None:
-    key = torch.stack(by_strength(logits, rows)[:4]).sum(0)
-    assert loss(logits - key, rows) > CHANCE
+def test_keeping_only_the_others_is_worse_than_chance(spectrum: ModularSpectrum) -> None:
+    assert spectrum.excluded > spectrum.chance == CHANCE
 
 
-def test_the_embedding_holds_numbers_as_waves_of_few_frequencies(model: GPT) -> None:
+def test_no_key_frequency_is_enough_without_another_and_no_other_matters(spectrum: ModularSpectrum) -> None:
+    key = [k - 1 for k in spectrum.key]
+    others = np.delete(spectrum.without, key)
+    assert (spectrum.without[key] > 100 * spectrum.loss).all()
+    assert (others < 2 * spectrum.loss).all()
+
+
+def test_before_it_generalises_the_key_frequencies_already_know_more_than_the_model(data: ModularAddition) -> None:
+    """The restricted loss falls before the test loss does, as in the paper's figure 7; on pairs never trained on."""
+    unseen = torch.ones(113 * 113, dtype=torch.bool)
+    unseen[data.order[: data.n_train]] = False
+    unseen = rearrange(unseen, "(a b) -> a b", a=113)
+    early = modular_spectrum(load("addition-1l", revision="step-1500"), key=(15, 33, 38, 16), pairs=unseen)
+    assert early.restricted < CHANCE / 2 < CHANCE < early.loss
+    assert early.excluded > early.loss
+
+
+def test_the_embedding_holds_numbers_as_waves_of_few_frequencies(spectrum: ModularSpectrum) -> None:
     """Fourier analysis of W_E over the 113 numbers: the key frequencies hold most of it (the paper's figure 3)."""
-    spectrum = torch.fft.rfft(model.W_E[:113].detach().double(), dim=0)[1:].abs().pow(2).sum(-1)
-    strongest, order = spectrum.sort(descending=True)
-    assert strongest[:4].sum() > 0.75 * spectrum.sum()
-    assert strongest[3] > 3 * strongest[4]
-    assert {int(k) + 1 for k in order[:4]} == {15, 16, 33, 38}  # as in the card
+    order = np.argsort(-spectrum.embedding)
+    assert spectrum.embedding[order[:4]].sum() > 0.75
+    assert spectrum.embedding[order[3]] > 3 * spectrum.embedding[order[4]]
+    assert {int(k) + 1 for k in order[:4]} == {*spectrum.key}
 
 
 def test_swapping_one_number_changes_the_sum_to_match(model: GPT) -> None:

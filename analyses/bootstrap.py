@@ -1,0 +1,20 @@
+"""The bootstrap over prompts: how far a number depends on which prompts were drawn (Efron 1979)."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS = 1000
+LEVELS = (2.5, 97.5)
+"""Percentiles between which 95 % of the draws lie."""
+
+
+def mean_draws(
+    values: Float[np.ndarray, "*axes prompt"], draws: int = DRAWS, seed: int = 0
+) -> Float[np.ndarray, "draw *axes"]:
+    """The mean over prompts, for as many prompts drawn again with replacement; the same prompts for all entries."""
+    n = values.shape[-1]
+    chosen = np.random.default_rng(seed).integers(n, size=(draws, n))
+    weights = np.stack([np.bincount(row, minlength=n) for row in chosen]) / n
+    return np.moveaxis(values @ weights.T, -1, 0)
