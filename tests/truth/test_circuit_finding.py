@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 
 from analyses import (
     acdc,
@@ -115,7 +116,11 @@ def found() -> list[Any]:
     """Circuits for the indirect object from two sets of prompts, judged on a third."""
     town = load("town")
     held_out = tasks.ioi(town, n=16, seed=9)
-    return [find_circuit(town, tasks.ioi(town, n=16, seed=seed), held_out=held_out) for seed in (0, 1)]
+    jaxtyping_config.update("jaxtyping_disable", True)  # for speed: thousands of rows; other tests check annotations
+    try:
+        return [find_circuit(town, tasks.ioi(town, n=16, seed=seed), held_out=held_out) for seed in (0, 1)]
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def test_a_twentieth_of_the_edges_keeps_nine_tenths_of_the_towns_indirect_object(found: list[Any]) -> None:
@@ -132,6 +137,7 @@ def test_the_towns_circuit_is_the_same_for_other_prompts(found: list[Any]) -> No
     assert len(strongest[0] & strongest[1]) >= 8
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_approximate_ranking_of_the_towns_edges_is_nearly_as_good(found: list[Any]) -> None:
     town = load("town")
     with warnings.catch_warnings():
