@@ -14,7 +14,7 @@ edge at all the ablated run. Where a norm comes after attention or MLPs, the sec
     zero         nothing
 
 Cost: two or three forwards, then for each circuit and prompt one forward in which every head reads a stream of its own:
-about twice a plain one. Circuits and prompts share batches, as large as the budget allows.
+as much as two to four plain ones. Circuits and prompts share batches, as large as the budget allows.
 """
 
 from __future__ import annotations
