@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from analyses.known_circuits import auroc
     from analyses.lens import component_lens, logit_lens
     from analyses.losses import compare_losses
+    from analyses.mask_training import edge_pruning
     from analyses.matching import head_matching
     from analyses.patching import activation_patching
     from analyses.paths import path_patching
@@ -66,6 +67,7 @@ __all__ = [
     "direction_ablation",
     "edge_attribution",
     "edge_patching",
+    "edge_pruning",
     "evaluate_circuits",
     "faithfulness_curve",
     "find_circuit",
@@ -123,6 +125,7 @@ __getattr__ = attributes(
         "direction_ablation": "analyses.steering",
         "edge_attribution": "analyses.edge_estimates",
         "edge_patching": "analyses.edges",
+        "edge_pruning": "analyses.mask_training",
         "evaluate_circuits": "analyses.circuits",
         "faithfulness_curve": "analyses.circuit_curve",
         "find_circuit": "analyses.circuit_finding",

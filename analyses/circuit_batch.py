@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -18,7 +18,6 @@ from interp.graph import Graph
 from interp.markers import pure, reads_only
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
-from interp.shares import norms_what_is_written
 from interp.sites import Site
 from interp.stream_points import end, read_at, written_at
 from interp.sweep.base import can_resume, pick
@@ -29,7 +28,8 @@ class Batch:
     """One item is the run of one circuit on one prompt.
 
     paths: from what ablated senders do, item by item. streams: the ablated stream at each point that is read. masks: 1
-    where an edge is kept.
+    where an edge is kept, or anything in between. written: what each sender does more than when it is ablated, before
+    any norm on it, filled in while the batch runs. Gradients go through all of it.
     """
 
     model: Any
@@ -39,11 +39,7 @@ class Batch:
     paths: DirectPaths
     streams: Mapping[int, Float[Tensor, "item pos d_model"]]
     masks: Float[Tensor, "item receiver sender *pos"]
-
-    @cached_property
-    def written(self) -> Float[Tensor, "item sender pos d_model"]:
-        """What each sender does more than when it is ablated, before any norm; filled in while the batch runs."""
-        return self.masks.new_zeros(len(self.masks), len(self.graph.senders), *self.streams[0].shape[1:])
+    written: dict[range, Float[Tensor, "sender item pos d_model"]] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> list[range]:
@@ -78,10 +74,7 @@ class Batch:
 
         @reads_only
         def keep(activation: Tensor, hook: Any) -> None:
-            found = replace(self.paths, other={sites[0].hook_name: activation}).computed(sites)
-            self.written[:, group.start : group.stop] = rearrange(
-                found, "sender item pos model -> item sender pos model"
-            )
+            self.written[group] = replace(self.paths, other={sites[0].hook_name: activation}).computed(sites)
 
         return keep
 
@@ -97,25 +90,19 @@ class Batch:
 
     def _read(self, receivers: range, point: int) -> Float[Tensor, "item pos receiver d_model"]:
         """What some receivers read at a point of the stream."""
-        graph = self.graph
-        streams = rearrange(self.streams[point], "item pos model -> item pos 1 model")
-        before = sum(written_at(graph, site) <= point for site in graph.senders)
-        if not norms_what_is_written(self.model):
-            return streams + self._kept(receivers, range(before))
+        total = self.streams[point]
         for group in self.groups:
-            if group[0] < before:
-                change = rearrange(self._kept(receivers, group), "item pos receiver model -> receiver item pos model")
-                left = self.paths.through_post_norm(graph.senders[group[0]], change)
-                streams = streams + rearrange(left, "receiver item pos model -> item pos receiver model")
-        return streams
+            first = self.graph.senders[group.start]
+            if written_at(self.graph, first) <= point:
+                total = total + self.paths.through_post_norm(first, self._kept(receivers, group))
+        return rearrange(total, "receiver item pos model -> item pos receiver model")
 
-    def _kept(self, receivers: range, senders: range) -> Float[Tensor, "item pos receiver d_model"]:
-        """What the circuits' senders among some do more than ablated ones, added up for each receiver."""
-        chosen = slice(senders.start, senders.stop)
-        masks = self.masks[:, receivers.start : receivers.stop, chosen]
+    def _kept(self, receivers: range, group: range) -> Float[Tensor, "receiver item pos d_model"]:
+        """What a circuit's senders do more than ablated ones, added up for each receiver."""
+        masks = self.masks[:, receivers.start : receivers.stop, group.start : group.stop]
         pos = "pos" if self.graph.n_pos is not None else ""
-        pattern = f"item receiver sender {pos}, item sender pos model -> item pos receiver model"
-        return einsum(masks, self.written[:, chosen], pattern)
+        pattern = f"item receiver sender {pos}, sender item pos model -> receiver item pos model"
+        return einsum(masks, self.written[group], pattern)
 
 
 def input_of(site: Site) -> str:

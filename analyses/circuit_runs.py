@@ -14,7 +14,7 @@ edge at all the ablated run. Where a norm comes after attention or MLPs, the sec
     zero         nothing
 
 Cost: two or three forwards, then for each circuit and prompt one forward in which every head reads a stream of its own:
-about twice a plain one. Circuits and prompts share batches, as large as the budget allows.
+as much as two to four plain ones. Circuits and prompts share batches, as large as the budget allows.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class CircuitRuns:
         found = np.zeros((len(kept), n_prompts))
         circuit, prompt = np.indices(found.shape).reshape(2, -1)
         with torch.inference_mode(), bar(len(circuit), "circuits", progress) as advance:
-            for start in range(0, len(circuit), self._size):
-                some = slice(start, start + self._size)
+            for start in range(0, len(circuit), self.size):
+                some = slice(start, start + self.size)
                 items = torch.from_numpy(prompt[some]).to(self.model.device)
                 first = circuit[start]
                 masks = self._masks(kept[first : circuit[some][-1] + 1])[torch.from_numpy(circuit[some] - first)]
@@ -137,6 +137,14 @@ class CircuitRuns:
                 found[circuit[some], prompt[some]] = to_numpy(scores.double())
                 advance(len(items))
         return found
+
+    def soft_scores(self, shares: Float[Tensor, "edge *pos"], prompts: Int[Tensor, "item"]) -> Float[Tensor, "item"]:
+        """The metric on some prompts when every edge carries a share of what its sender does, from 0 (ablated) to 1;
+        with gradients."""
+        senders, receivers = torch.from_numpy(self.graph.ends.copy()).to(shares.device).T
+        sizes = (len(self.graph.receivers), len(self.graph.senders), *self.graph.shape[1:])
+        table = shares.new_zeros(sizes).index_put((receivers, senders), shares)
+        return self._batch(prompts, table.expand(len(prompts), *sizes)).run()
 
     def _batch(self, items: Int[Tensor, "item"], masks: Float[Tensor, "item receiver sender *pos"]) -> Batch:
         pairs, metric = self.pairs.take(items), self.metric.take(items)
@@ -165,7 +173,7 @@ class CircuitRuns:
         return n_pos * (streams * cfg.d_model * size + Costs.of(self.model, n_pos).token) + masks + 4 * logits * size
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
         """How many runs share a batch."""
         widest = POSITIONS.get(self.model.device.type, POSITIONS["cuda"]) // self.pairs.clean.shape[1]
         return max(1, min(widest, self.budget // self._item_bytes))

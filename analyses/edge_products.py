@@ -6,8 +6,8 @@ stream as that head reads it is
     J^T W_Q g,   J^T y = (gain y - mean(gain y) - x̂ mean(x̂ · gain y)) / scale
 
 x̂ being the normalised stream (without the means for an RMS norm); keys and values alike. For all heads that would be a
-tensor [batch pos head d_model]. It is made for some positions at a time, and of J^T only the gain and the scale are
-applied to it: the mean goes onto the senders' side, once for all receivers, and x̂ into a product of its own.
+tensor [batch pos head d_model]. It is made for some positions at a time; the mean is taken off the senders' side, once
+for all receivers, and the scale off the gradient in head space.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Float
+from einops import einsum, rearrange, reduce
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.direct_paths import WEIGHTS, Deltas, DirectPaths
@@ -59,7 +59,7 @@ class EdgeProducts:
             changes = [paths.written([self.graph.senders[number] for number in group]) for group in groups]
             delta = torch.cat(changes) if len(changes) > 1 else changes[0]
             if self._centres:
-                delta = delta - delta.mean(-1, keepdim=True)  # as every receiver's norm does
+                delta = delta.sub_(delta.mean(-1, keepdim=True))  # as every receiver's norm does
             for receivers, count in self._layers(senders):
                 if count:
                     products = self._products(receivers, part, delta[:count], streams, gradients)
@@ -77,28 +77,36 @@ class EdgeProducts:
     ) -> Products:
         """Of all queries, keys and values of a layer, of an MLP, or of the logits."""
         site = self.graph.receivers[receivers.start]
-        kept = "sender receiver prompt" + ("" if self.graph.n_pos is None else " pos")
-        whole = f"sender prompt pos model, receiver prompt pos model -> {kept}"
         if site is None or site.kind == "mlp_in":
             name = Site("resid_post", self.model.cfg.n_layers - 1).hook_name if site is None else site.hook_name
-            gradient = rearrange(gradients[name][part], "prompt pos model -> 1 prompt pos model")
-            return einsum(delta, gradient.to(delta), whole)
+            gradient = rearrange(gradients[name][part], "prompt pos model -> 1 prompt pos model").to(delta)
+            return self._product(delta, gradient)
         block, stream = self.model.blocks[site.layer], streams[Site("resid_pre", site.layer).hook_name][part].to(delta)
         normed, scale = self._normalised(block, stream)
         reads = [Site(kind, site.layer).hook_name for kind in WEIGHTS]
-        heads = [gradients[name][part].to(delta) / scale[..., None] for name in reads]
-        weights = [getattr(block.attn, name).to(delta) for name in WEIGHTS.values()]
-        pairs = zip(heads, weights, strict=True)
+        heads = torch.cat([gradients[name][part] for name in reads], 2).to(delta) / scale[..., None]
+        weight = torch.cat([getattr(block.attn, name) for name in WEIGHTS.values()]).to(delta)
         through = "prompt pos head d_head, head model d_head -> head prompt pos model"
-        gradient = torch.cat([einsum(head, weight, through) for head, weight in pairs])
-        gain = None if normed is None else gain_of(block.ln1)
-        gradient = gradient if gain is None else gradient.mul_(gain.to(delta))
-        products = einsum(delta, gradient, whole)
-        if normed is None:
-            return products
-        along = einsum(delta, normed, "sender prompt pos model, prompt pos model -> sender prompt pos")
-        seen = einsum(gradient, normed, "receiver prompt pos model, prompt pos model -> receiver prompt pos")
-        return products - einsum(along, seen, f"sender prompt pos, receiver prompt pos -> {kept}") / stream.shape[-1]
+        gradient = einsum(heads, weight, through)
+        if normed is not None:
+            gain = gain_of(block.ln1)
+            gradient = gradient if gain is None else gradient.mul_(gain.to(delta))
+            along = einsum(gradient, normed, "head prompt pos model, prompt pos model -> head prompt pos")
+            gradient.addcmul_(normed, along[..., None], value=-1 / stream.shape[-1])
+        return self._product(delta, gradient)
+
+    def _product(self, delta: Deltas, gradient: Float[Tensor, "receiver prompt pos d_model"]) -> Products:
+        """Summed over the stream's width, and over positions unless they are told apart.
+
+        As a product of matrices for each prompt: einsum would copy both sides.
+        """
+        if self.graph.n_pos is None:
+            one = rearrange(delta, "sender prompt pos model -> prompt sender (pos model)")
+            other = rearrange(gradient, "receiver prompt pos model -> prompt (pos model) receiver")
+            return rearrange(one @ other, "prompt sender receiver -> sender receiver prompt")
+        one = rearrange(delta, "sender prompt pos model -> prompt pos sender model")
+        other = rearrange(gradient, "receiver prompt pos model -> prompt pos model receiver")
+        return rearrange(one @ other, "prompt pos sender receiver -> sender receiver prompt pos")
 
     def _normalised(self, block: Any, stream: Tensor) -> tuple[Tensor | None, Tensor]:
         """x̂ and the scale; None and 1 where nothing is normalised."""
@@ -120,13 +128,22 @@ class EdgeProducts:
         return self._normalises and self.model.cfg.normalization_type.startswith("LN")
 
     def _parts(self, n_senders: int) -> Iterator[tuple[slice, slice]]:
-        """Some prompts and some of their positions at a time."""
-        n_prompts, n_pos = self.paths.chosen.shape
+        """Some prompts and some of their positions at a time, of the positions where any sender changes."""
+        n_prompts = len(self.paths.chosen)
+        moved = torch.stack([self._moved(name) for name in self.paths.other]).any(0).nonzero()
+        if not len(moved):
+            return
+        first, last = int(moved[0]), int(moved[-1]) + 1
         size = max(1, PART // (n_senders * self.model.cfg.d_model * max(4, self.model.dtype.itemsize)))
-        positions, prompts = min(size, n_pos), max(1, size // n_pos)
+        positions, prompts = min(size, last - first), max(1, size // (last - first))
         for prompt in range(0, n_prompts, prompts):
-            for pos in range(0, n_pos, positions):
-                yield slice(prompt, prompt + prompts), slice(pos, pos + positions)
+            for pos in range(first, last, positions):
+                yield slice(prompt, prompt + prompts), slice(pos, min(pos + positions, last))
+
+    def _moved(self, name: str) -> Bool[Tensor, "pos"]:
+        """Whether an activation differs between the runs at a position of any prompt."""
+        differ = self.paths.other[name] != self.paths.run[name]
+        return reduce(differ, "prompt pos ... -> pos", "any")
 
     def _layers(self, senders: range) -> Iterator[tuple[range, int]]:
         """Receivers that read the stream at one point for one purpose, and how many of the senders have written."""

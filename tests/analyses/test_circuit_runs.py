@@ -179,7 +179,7 @@ def test_the_budget_changes_nothing() -> None:
     kept = some_circuits(Graph.of(MODEL), 5, seed=0)
     whole = CircuitRuns.of(MODEL, prompts)
     small = CircuitRuns.of(MODEL, prompts, budget=40_000)
-    assert small._size < len(prompts) < whole._size
+    assert small.size < len(prompts) < whole.size
     close(small.scores(kept), whole.scores(kept))
 
 

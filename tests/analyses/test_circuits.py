@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from analyses import (
     acdc,
     auroc,
     completeness,
     edge_patching,
+    edge_pruning,
     evaluate_circuits,
     faithfulness_curve,
     find_circuit,
@@ -156,6 +158,36 @@ def test_acdc_at_positions_keeps_edges_where_they_matter() -> None:
     into_logits = [name for name in found.circuit if "->logits" in name]
     assert into_logits
     assert all(name.endswith("@2") for name in into_logits)  # the metric reads the last position
+
+
+# edge pruning
+
+
+def test_shares_of_nothing_or_all_are_the_circuits_run_and_have_the_gradient_of_the_definition() -> None:
+    """By central differences of 1e-5, whose own error is far below 1e-6."""
+    runs, rng = CircuitRuns.of(MODEL, PAIRS), np.random.default_rng(0)
+    kept, prompts = rng.random(GRAPH.shape) < 0.5, torch.tensor([2, 0])
+    whole = runs.soft_scores(torch.from_numpy(kept).double(), prompts)
+    np.testing.assert_allclose(whole.detach(), runs.scores(kept[None])[0, [2, 0]], atol=TOLERANCE)
+    shares = torch.from_numpy(rng.random(GRAPH.shape)).requires_grad_()
+    (gradient,) = torch.autograd.grad(runs.soft_scores(shares, prompts).sum(), shares)
+    way = torch.from_numpy(rng.standard_normal(GRAPH.shape))
+    with torch.no_grad():
+        up, down = (runs.soft_scores(shares + step * way, prompts).sum() for step in (1e-5, -1e-5))
+    np.testing.assert_allclose((gradient * way).sum(), (up - down) / 2e-5, rtol=1e-6)
+
+
+def test_edge_pruning_keeps_as_many_edges_as_it_is_asked_for_and_repeats_itself() -> None:
+    found, again = (edge_pruning(MODEL, PAIRS, 0.3, steps=10, seed=1) for _ in range(2))
+    assert found == again
+    assert found.kept.sum() == edges_of_share(GRAPH, 0.3)
+    assert found.values[found.kept].min() >= found.values[~found.kept].max()
+    assert len(found.losses) == 10
+    found.circuit.check(MODEL)
+    with pytest.raises(LabError, match="at least one step"):
+        edge_pruning(MODEL, PAIRS, steps=0)
+    with pytest.raises(LabError, match="'rank' has no gradient"):
+        edge_pruning(MODEL, PAIRS, metric="rank", steps=1)
 
 
 # faithfulness

@@ -62,7 +62,9 @@ def by_definition(hooked: Hooked, graph: Graph, method: str) -> Tensor:
 
 def assert_same(found: np.ndarray, expected: Any) -> None:
     expected = np.asarray(expected)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
+    )
 
 
 def scores(result: EdgeAttributionResult) -> np.ndarray:
