@@ -107,7 +107,7 @@ def _present(model: HookedModel | Any, site: Site, get: Callable[[], Tensor]) ->
 
 def _norm(model: HookedModel | Any, norm: Any, like: Tensor) -> HeldNorm | None:
     """A norm without its scale; None where there is none."""
-    if model.cfg.normalization_type is None or not hasattr(norm, "hook_scale"):
+    if model.cfg.normalization_type is None or not (hasattr(norm, "hook_scale") or hasattr(norm, "gain")):
         return None
     return hold(model, norm, torch.ones(1, dtype=like.dtype, device=like.device))
 
