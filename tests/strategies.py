@@ -127,3 +127,10 @@ def padding_masks(draw: st.DrawFn, batch: int, pos: int, side: str | None = None
         row = [True] * length + [False] * (pos - length)
         rows.append(row if side == "right" else row[::-1])
     return torch.tensor(rows)
+
+
+@torch.no_grad()
+def halve_matrices(model: GPT) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.mul_(0.5)

@@ -29,7 +29,7 @@ from interp.edits import Edit
 from interp.sites import KINDS
 from models import GPT, TransformerConfig
 from tests.pairs import pairs, random_pairs
-from tests.strategies import SEEDS, configs, models, random_model
+from tests.strategies import SEEDS, configs, halve_matrices, models, random_model
 from tests.sweeps import Dice, cached, every_start_apart, least_budget, naive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,13 +54,6 @@ def metric_named(name: str, model: GPT, pairs: PromptPairs) -> Any:
         return any_logit if name == "callable" else metrics.get(name)
     with torch.no_grad():
         return metrics.kl(model(pairs.corrupted, attention_mask=pairs.mask), pairs)
-
-
-@torch.no_grad()
-def halve_matrices(model: GPT) -> None:
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            parameter.mul_(0.5)
 
 
 METRICS = st.sampled_from(["logit_diff", "log_prob", "kl", "cross_entropy", "callable"])
