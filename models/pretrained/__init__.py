@@ -71,8 +71,8 @@ def load(
     device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,
     or "step-400" for a directory that keeps earlier checkpoints.
 
-    Weights come from safetensors and are read a piece at a time, so memory holds them once. Nothing is unpickled
-    and no remote code runs. Without a tokenizer beside the weights the model takes token ids and no text.
+    Weights come from safetensors (a HookedTransformer's also from `torch.load(weights_only=True)`) and are read a
+    piece at a time, so memory holds them once. No remote code runs. Without a tokenizer beside the weights the model takes token ids and no text.
 
     Raises:
         LabError: no such model (near misses are named), a device that is not there, files that are missing, corrupt

@@ -27,8 +27,6 @@ from tests.pairs import pairs, random_pairs
 from tests.strategies import halve_matrices, models, random_model
 
 TOLERANCE = 1e-9
-STEEP = 1e-8
-"""For derivatives, which amplify the rounding of what they are derivatives of."""
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
 MODEL = random_model(TransformerConfig(**SIZES), seed=3)
 STEPS = 2
@@ -65,7 +63,7 @@ def by_definition(hooked: Hooked, graph: Graph, method: str) -> Tensor:
 def assert_same(found: np.ndarray, expected: Any) -> None:
     expected = np.asarray(expected)
     np.testing.assert_allclose(
-        found, expected, rtol=0, atol=STEEP * max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
+        found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
     )
 
 
