@@ -72,7 +72,8 @@ def load(
     or "step-400" for a directory that keeps earlier checkpoints.
 
     Weights come from safetensors (a HookedTransformer's also from `torch.load(weights_only=True)`) and are read a
-    piece at a time, so memory holds them once. No remote code runs. Without a tokenizer beside the weights the model takes token ids and no text.
+    piece at a time, so memory holds them once. No remote code runs. Without a tokenizer beside the weights the
+    model takes token ids and no text.
 
     Raises:
         LabError: no such model (near misses are named), a device that is not there, files that are missing, corrupt
