@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -93,7 +93,7 @@ def copying_scores(
         logits = ov.B @ unembed
         values.append([_shares(z, to_logits, ids, k) for z, to_logits in zip(outputs, logits, strict=True)])
     return CopyingScores(
-        np.array(values).transpose(2, 0, 1),
+        rearrange(np.array(values), "layer head end -> end layer head"),
         to_numpy(ids),
         k,
         labels={"end": list(ENDS)},

@@ -6,6 +6,7 @@ Exit code 2 when the command line is wrong, 1 when the run fails; never a traceb
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -328,8 +329,10 @@ os.replace = wait
 
 
 def start(arguments: list[str], trap: str = "") -> subprocess.Popen[str]:
+    """The command in a process of its own, with as many threads as this one, as their number decides the rounding."""
     command = [sys.executable, "-c", TRAPPED.format(trap=trap), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
