@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from interp.page import Section
 
-METHODS = {"exact": "", "eap": "EAP", "eap-ig": "EAP-IG-inputs"}
+METHODS = {"exact": "", "eap": "EAP", "atp": "AtP", "relp": "RelP", "eap-ig": "EAP-IG-inputs"}
 SELECTIONS = {"edges": strongest_edges, "greedy": greedy_edges}
 
 

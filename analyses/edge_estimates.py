@@ -10,13 +10,19 @@ norm. Where the gradient is taken tells the methods apart:
                         arXiv:2403.17806): input' + k/m (input - input'), k = 0 ... m - 1, as the authors' code has it
     EAP-IG-activations  for each sender the mean over m runs in which the senders of its layer go the same way, all
                         else following from them: x' + k/m (x - x'), k = 1 ... m
+    AtP                 as EAP, but edges into queries and keys have the q/k fix of Kramár et al. 2024 (AtP*,
+                        arXiv:2403.00745): the softmax is recomputed (see `analyses.edge_softmax`)
+    RelP                as EAP, with the coefficients of relevance propagation in place of derivatives (Jafari et al.
+                        2025, arXiv:2508.21258; see `analyses.relevance`)
 
-So as m grows the scores of all edges from the input (inputs), or of all edges from the heads of one layer
-(activations), add up to what replacing the input, or those heads, does to the metric.
+Without the fix attribution patching at edges is EAP. As m grows the scores of all edges from the input (inputs), or of
+all edges from the heads of one layer (activations), add up to what replacing the input, or those heads, does to the
+metric.
 
 Cost: two forwards and a backward; m forwards and backwards instead of one for EAP-IG-inputs, and (2 layers + 1) m for
-EAP-IG-activations. Then one more forward, and exact patching of the few edges that are checked. No tensor
-[batch pos head d_model] is made (see `analyses.edge_products`).
+EAP-IG-activations; for AtP also the patterns that every sender gives to every later head. Then one more forward, and
+exact patching of the few edges that are checked. No tensor [batch pos head d_model] is made (see
+`analyses.edge_products`).
 It does not show: what is not linear between the two runs, and effects that cancel at first order. What is checked
 exactly is the top of the estimate alone.
 """
@@ -36,7 +42,8 @@ from torch import Tensor
 
 from analyses.agreement import Agreement, agreement
 from analyses.direct_paths import DirectPaths, check_closed_form
-from analyses.edge_gradients import WAYS, Question, Recorded
+from analyses.edge_gradients import Question, Recorded
+from analyses.edge_methods import METHODS
 from analyses.edge_products import EdgeProducts, Products
 from analyses.edge_scores import VALUES, EdgeScores, check_value, checked_graph
 from analyses.edges import edge_patching, labels_of
@@ -55,8 +62,6 @@ from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.results import to_numpy
 from interp.storage import plain
-
-METHODS = ("EAP", *WAYS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,16 +117,16 @@ def edge_attribution(
 ) -> EdgeAttributionResult:
     """Estimate what `edge_patching` with the same arguments gives: `.values[edge]`, `.top(10)`.
 
-    metric, direction, value, graph, normalize: as there. method: "EAP", "EAP-IG-inputs" or "EAP-IG-activations". steps:
-    m of the latter two; see that the scores no longer change with it. checks: how many edges, those with the largest
-    estimates, are patched exactly; `.exact` holds their values, and `.agreement` compares. budget: bytes for the runs
-    and their graphs, by default half of what is free; prompts are run a batch at a time to fit, and a single prompt
-    that does not fit is run all the same. progress: of the exact runs.
+    metric, direction, value, graph, normalize: as there. method: a key of `METHODS`, as above. steps: m of those along
+    a way; see that the scores no longer change with it. checks: how many edges, those with the largest estimates, are
+    patched exactly; `.exact` holds their values, and `.agreement` compares. budget: bytes for the runs and their
+    graphs, by default half of what is free; prompts are run a batch at a time to fit, and a single prompt that does not
+    fit is run all the same. progress: of the exact runs.
 
     Raises:
         LabError: as `edge_patching`; an unknown method, `steps` or `checks` below 1; a metric without a gradient
-            ("rank"), or whose gradient vanishes at the run that is patched (EAP of "kl" in the direction "noise"); a
-            model without gradients.
+            ("rank"), or whose gradient vanishes at the run that is patched ("kl" in the direction "noise", unless along
+            a way); a model without gradients, or one whose softmax AtP cannot recompute.
     """
     graph = checked_graph(model, pairs, graph)
     _check_question(metric, direction, value, method, steps, checks)
@@ -143,7 +148,7 @@ def edge_attribution(
     both = np.stack([effects.mean(-1), (exact - base).mean(-1)])
     values, normalized = on_the_way(both, base, source, wanted, model.dtype)
     clean, corrupted = (base, source) if direction == "noise" else (source, base)
-    steps = steps if method in WAYS else 1
+    steps = 1 if METHODS[method].way is None else steps
     return EdgeAttributionResult(
         values[0],
         clean,
@@ -197,7 +202,7 @@ def _check_question(metric: Any, direction: str, value: str, method: str, steps:
     check_value(value, direction)
     if metric == "rank" or metric is metrics.rank:
         raise LabError("the metric 'rank' counts, so it has no gradient; try 'logit_diff' or 'log_prob'.")
-    if metric == "kl" and direction == "noise" and method == "EAP":
+    if metric == "kl" and direction == "noise" and METHODS[method].way is None:
         raise LabError(
             "'kl' compares with the clean run, and in the direction 'noise' the clean run is the one that is patched: "
             "the gradient is zero there, and so would be every estimate. Try direction='denoise', 'logit_diff', or "
@@ -244,8 +249,10 @@ class _Estimator:
     def run(self, runs: PromptPairs, metric: AnyMetric, budget: int | None) -> Estimates:
         """runs: the pairs with what is patched as their clean prompts."""
         means = means_of(self.model, runs, self.graph.senders, self.value)
+        method = METHODS[self.method]
+        also = method.edits(self.model), method.points(self.model)
         batches = [
-            self._batch(Question(self.model, self.graph, runs.take(prompts), metric.take(prompts.cpu())), means)
+            self._batch(Question(self.model, self.graph, runs.take(prompts), metric.take(prompts.cpu()), *also), means)
             for prompts in batches_of(self.model, runs, budget)
         ]
         columns = zip(*batches, strict=True)
@@ -253,19 +260,20 @@ class _Estimator:
 
     def _batch(self, question: Question, means: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The fields of `Estimates` for some of the prompts."""
-        runs, metric, points = question.runs, question.metric, question.senders_points
+        runs, metric, points, method = question.runs, question.metric, question.senders_points, METHODS[self.method]
         logits, source, other = observed(self.model, runs.swapped(), metric, points)
-        if self.method in WAYS:
+        if method.way is not None:
             own_logits, base, own = observed(self.model, runs, metric, points)
-            recorded = WAYS[self.method](question, own, stand_ins(self.value, own, other, means), self.steps)
+            recorded = method.way(question, own, stand_ins(self.value, own, other, means), self.steps)
         else:
             at_the_run = question.recorded()
             own_logits, base, own = at_the_run.logits, at_the_run.scores, at_the_run.values
             recorded = iter([(question.everyone, 1, at_the_run)])
         taken = stand_ins(self.value, own, {name: other[name] for name in points}, means)
         with torch.no_grad():
+            own = {name: kept for name, kept in own.items() if name not in question.points}
             paths = DirectPaths(self.model, own, taken, runs.mask, freeze_mlps=True)
-            effects, slopes = self._effects(question, EdgeProducts(self.model, self.graph, paths), recorded)
+            effects, slopes = self._effects(question, method.products(self.model, self.graph, paths), recorded)
             by_logits = (slopes * (logits - own_logits)).double().sum((1, 2))
             return effects, base.detach(), source, slopes.abs().amax((1, 2)), by_logits
 

@@ -5,7 +5,7 @@ Each way gives runs, with the senders whose edges their gradients are for, and h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,16 +23,22 @@ from interp.sites import Site
 
 Activations = Mapping[str, Tensor]
 Recorded = Iterator[tuple[range, int, Recording]]
+Way = Callable[["Question", Activations, Activations, int], Recorded]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a batch of prompts: the model, its graph, and the run whose metric the gradients are of."""
+    """What is asked of a batch of prompts: the model, its graph, and the run whose metric the gradients are of.
+
+    edits: hooks that the run has. points: where gradients are taken beside the receivers.
+    """
 
     model: HookedModel | Any
     graph: Graph
     runs: PromptPairs
     metric: AnyMetric
+    edits: Sequence[NamedHook] = ()
+    points: Sequence[str] = ()
 
     @property
     def everyone(self) -> range:
@@ -51,12 +57,12 @@ class Question:
     def receivers(self) -> list[str]:
         """The hook points at which the gradient is taken."""
         last = Site("resid_post", self.graph.n_layers - 1)
-        return list(dict.fromkeys((site or last).hook_name for site in self.graph.receivers))
+        return list(dict.fromkeys([*((site or last).hook_name for site in self.graph.receivers), *self.points]))
 
     def recorded(self, *edits: NamedHook) -> Recording:
         """A run with its graph."""
         names = dict.fromkeys([*self.streams, *self.receivers, *self.senders_points])
-        return record(self.model, self.runs, self.metric, list(names), edits=edits)
+        return record(self.model, self.runs, self.metric, list(names), edits=[*self.edits, *edits])
 
 
 def along_inputs(question: Question, own: Activations, other: Activations, steps: int) -> Recorded:
@@ -85,6 +91,3 @@ def between(own: Activations, other: Activations, share: float) -> Callable[...,
         return torch.lerp(other[hook.name].to(activation), own[hook.name].to(activation), share)
 
     return hook
-
-
-WAYS = {"EAP-IG-inputs": along_inputs, "EAP-IG-activations": along_activations}

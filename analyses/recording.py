@@ -102,8 +102,8 @@ def _run(
             logits = _with_graph(model, model(pairs.clean, attention_mask=mask))
             return logits, metric(logits, pairs)
         final = _with_graph(model, model(pairs.clean, attention_mask=mask, stop_at_layer=model.cfg.n_layers))
-    positions = metric.positions(pairs)
-    logits = read_logits(model, final if positions is None else pick(final, positions), pairs, metric)
+        positions = metric.positions(pairs)
+        logits = read_logits(model, final if positions is None else pick(final, positions), pairs, metric)
     return logits, scored(logits, pairs, metric)
 
 

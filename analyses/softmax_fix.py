@@ -28,6 +28,7 @@ Keys = Float[Tensor, "batch k_pos kv_head d_head"]
 Edges = Float[Tensor, "batch head q_pos k_pos"]
 
 QUERIES, KEYS = ("q", "rot_q"), ("k", "rot_k")
+INSTEAD = "qk_fix=False, or method='EAP' of edge_attribution, linearises the softmax instead"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Layer:
         names = [Site(kind, layer).hook_name for kind in (*kinds, "attn_scores", "pattern")]
         if missing := [name for name in names if name not in model.hook_dict]:
             raise LabError(
-                f"the q/k fix recomputes the softmax, for which this model lacks {', '.join(missing)}; "
-                "qk_fix=False linearises the softmax instead."
+                f"the q/k fix recomputes the softmax, for which this model lacks {', '.join(missing)}; {INSTEAD}."
             )
         return cls(*names)
 
@@ -63,7 +63,7 @@ def check_recomputed(q: Queries, k: Keys, seen: Edges, pattern: Edges) -> None:
     if not error <= torch.finfo(q.dtype).eps ** 0.5:  # far above rounding, far below another formula; NaN fails
         raise LabError(
             f"the q/k fix recomputes the pattern as softmax(q . k / sqrt(d_head)), but this model's differs by "
-            f"{error:.2g}: its scores follow another formula. qk_fix=False linearises the softmax instead."
+            f"{error:.2g}: its scores follow another formula; {INSTEAD}."
         )
 
 

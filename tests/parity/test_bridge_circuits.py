@@ -50,7 +50,7 @@ def test_every_edge(pair: Pair) -> None:
     _assert_same(pair, lambda model: analyses.edge_patching(model, PROMPTS, normalize=False), "raw")
 
 
-@pytest.mark.parametrize("method", ["EAP", "EAP-IG-inputs", "EAP-IG-activations"])
+@pytest.mark.parametrize("method", ["EAP", "AtP", "RelP", "EAP-IG-inputs", "EAP-IG-activations"])
 def test_estimates_of_every_edge(pair: Pair, method: str) -> None:
     _assert_same(
         pair, lambda model: analyses.edge_attribution(model, PROMPTS, normalize=False, method=method, steps=2), "raw"
