@@ -23,10 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from einops import einsum, pack, rearrange, unpack
+from einops import einsum, pack, rearrange, reduce, unpack
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -81,6 +82,13 @@ class DirectPaths:
             {name: kept[prompts, positions] for name, kept in cache.items()} for cache in (self.run, self.other)
         )
         return replace(self, run=run, other=other, chosen=self.chosen[prompts, positions])
+
+    @cached_property
+    def moving(self) -> slice:
+        """The positions from the first to the last at which any sender's output differs, in any prompt."""
+        differ = [reduce(other != self.run[name], "prompt pos ... -> pos", "any") for name, other in self.other.items()]
+        moved = torch.stack(differ).any(0).nonzero()
+        return slice(int(moved[0]), int(moved[-1]) + 1) if len(moved) else slice(0, 0)
 
     def stream(self, point: int) -> Float[Tensor, "prompt pos d_model"]:
         """The stream of the run that is patched."""

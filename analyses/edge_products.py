@@ -19,8 +19,8 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from einops import einsum, rearrange, reduce
-from jaxtyping import Bool, Float
+from einops import einsum, rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.direct_paths import WEIGHTS, Deltas, DirectPaths
@@ -130,20 +130,15 @@ class EdgeProducts:
     def _parts(self, n_senders: int) -> Iterator[tuple[slice, slice]]:
         """Some prompts and some of their positions at a time, of the positions where any sender changes."""
         n_prompts = len(self.paths.chosen)
-        moved = torch.stack([self._moved(name) for name in self.paths.other]).any(0).nonzero()
-        if not len(moved):
+        moving = self.paths.moving
+        first, last = moving.start, moving.stop
+        if first == last:
             return
-        first, last = int(moved[0]), int(moved[-1]) + 1
         size = max(1, PART // (n_senders * self.model.cfg.d_model * max(4, self.model.dtype.itemsize)))
         positions, prompts = min(size, last - first), max(1, size // (last - first))
         for prompt in range(0, n_prompts, prompts):
             for pos in range(first, last, positions):
                 yield slice(prompt, prompt + prompts), slice(pos, min(pos + positions, last))
-
-    def _moved(self, name: str) -> Bool[Tensor, "pos"]:
-        """Whether an activation differs between the runs at a position of any prompt."""
-        differ = self.paths.other[name] != self.paths.run[name]
-        return reduce(differ, "prompt pos ... -> pos", "any")
 
     def _layers(self, senders: range) -> Iterator[tuple[range, int]]:
         """Receivers that read the stream at one point for one purpose, and how many of the senders have written."""

@@ -20,6 +20,7 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from analyses.direct_paths import Deltas, DirectPaths
 from analyses.path_ends import Receiver
@@ -92,7 +93,15 @@ class PathRuns:
         return lru_cache(max((len(column.sites) for column in self.columns), default=1))(self._find_changes)
 
     def _find_changes(self, group: range, read: Activation) -> Float[Tensor, "sender prompt pos *width"]:
-        return self.paths.read(*read, self._deltas(group, read_at(self.model.cfg, Site(*read))))
+        delta = self._deltas(group, read_at(self.model.cfg, Site(*read)))
+        change, moving = self._moving.read(*read, delta), self.paths.moving
+        within = [0, 0] * (change.ndim - 3) + [moving.start, self.pairs.clean.shape[1] - moving.stop]
+        return pad(change, within)
+
+    @cached_property
+    def _moving(self) -> DirectPaths:
+        """The paths at the positions where anything changes: all is position by position."""
+        return self.paths.part(slice(None), self.paths.moving)
 
     @cached_property
     def _deltas(self) -> Callable[[range, int], Deltas]:
@@ -100,11 +109,14 @@ class PathRuns:
         return lru_cache(1)(self._find_deltas)
 
     def _find_deltas(self, group: range, point: int) -> Deltas:
-        sites = self.sites(group)
-        ((_, delta),) = self.paths.arriving(
-            self.paths.written(sites), written_at(self.model.cfg, sites[0]), [point]
-        )  # rows are made only where a path leads to the point
-        return delta
+        start = written_at(self.model.cfg, self.senders[group.start])
+        ((_, delta),) = self._moving.arriving(self._written(group), start, [point])
+        return delta  # rows are made only where a path leads to the point
+
+    @cached_property
+    def _written(self) -> Callable[[range], Deltas]:
+        """δ of a group's senders where it is written; the one asked for last is kept."""
+        return lru_cache(1)(lambda group: self._moving.written(self.sites(group)))
 
     @property
     def _sender_bytes(self) -> int:

@@ -1,16 +1,17 @@
 """The survey: where each row of a sweep first changes anything, found by making its edits on the base run.
 
-Every edit is tried on the base run's own activations. Where all of a row's edits write what was there already,
-nothing can change: the row's effect on that prompt is exactly zero and it is not run. Otherwise it needs running from
-the lowest layer with a change, and, as attention looks back only, from the first position with a change: up to there
-every activation is the base run's, whatever the edits downstream do.
+Every edit is tried on the base run's own activations, neighbours of one shape together. Where all of a row's edits
+write what was there already, nothing can change: the row's effect on that prompt is exactly zero and it is not run.
+Otherwise it needs running from the lowest layer with a change, and, as attention looks back only, from the first
+position with a change: up to there every activation is the base run's, whatever the edits downstream do.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ IN_ATTENTION = {
 }
 KNOWN = ((), ("q", "k", "v"), ("attn_out",))
 """What a row may know of the layer at which it joins, because its edits come later in the layer."""
+TOGETHER = 2**18
+"""Values that are tried at a time: enough to hide what starting an operation takes, few enough to stay in the cache."""
 FORKS = {"attn_in", "q_input", "k_input", "v_input"}
 FINISH, LATE, WHOLE = range(3)
 """How a row ends: only the read positions leave the last block; all leave it, and the read ones are unembedded;
@@ -72,11 +75,7 @@ class Survey:
     def of(cls, base: BaseRun, rows: Sequence[Row], metric: AnyMetric) -> Survey:
         """Try every row's edits on the base run."""
         n_layers, n_pos = base.model.cfg.n_layers, base.pairs.clean.shape[1]
-        edits = {id(edit): edit for row in rows for edit in row}  # one that several rows share is tried once
-        tried = {key: _first_change(base, edit) for key, edit in edits.items()}
-        firsts = np.zeros((0, len(base.pairs)), dtype=np.int64)
-        if tried:  # one transfer for the whole survey
-            firsts = torch.stack([tried[id(edit)] for row in rows for edit in row]).cpu().numpy()
+        firsts = _first_changes(base, [edit for row in rows for edit in row])
         steps = np.array([step_of(edit.site, n_layers) for row in rows for edit in row], dtype=np.int64)
         bounds = np.cumsum([0, *(len(row) for row in rows)])
 
@@ -106,18 +105,42 @@ def last_read(base: BaseRun, metric: AnyMetric) -> Int[np.ndarray, "prompt"]:
     return positions.amax(1).cpu().numpy()
 
 
-def _first_change(base: BaseRun, edit: Edit) -> Int[Tensor, "prompt"]:
-    """For each prompt the first position at which the edit changes the base run; the length where there is none."""
-    n_pos, activation = base.pairs.clean.shape[1], base.tensors[edit.site.hook_name]
-    edit.check_place(activation)
-    old = activation[edit.site.index]
-    differ = edit.applied(old, base.window()) != old
-    if edit.site.pos is not None:
-        changed = differ.reshape(len(differ), -1).any(1)
-        return torch.where(changed, edit.site.pos % n_pos, n_pos)
-    position = next(axis for axis, name in enumerate(edit.site.free_axes) if name in POSITION_AXES)
-    changed = differ.movedim(position, 1).reshape(len(differ), n_pos, -1).any(2)
-    return torch.where(changed.any(1), changed.int().argmax(1), n_pos)
+def _first_changes(base: BaseRun, edits: Sequence[Edit]) -> Int[np.ndarray, "edit prompt"]:
+    """For each edit and prompt the first position at which it changes the base run; the length where there is none."""
+    distinct = list({id(edit): edit for edit in edits}.values())  # one that several rows share is tried once
+    if not distinct:
+        return np.zeros((0, len(base.pairs)), dtype=np.int64)
+    tried = [_try_together(base, part) for _, alike in groupby(distinct, _shape) for part in _parts(base, list(alike))]
+    number = {id(edit): place for place, edit in enumerate(distinct)}
+    return torch.cat(tried).cpu().numpy()[[number[id(edit)] for edit in edits]]  # one transfer for the whole survey
+
+
+def _shape(edit: Edit) -> tuple[str, tuple[str, ...]]:
+    """What edits have in common whose values can be stacked."""
+    return edit.site.hook_name, tuple(edit.site.picks)
+
+
+def _parts(base: BaseRun, alike: list[Edit]) -> Iterator[list[Edit]]:
+    """Neighbours, as many at a time as TOGETHER allows."""
+    for edit in alike:
+        edit.check_place(base.tensors[edit.site.hook_name])
+    size = max(1, TOGETHER // base.tensors[alike[0].site.hook_name][alike[0].site.index].numel())
+    for first in range(0, len(alike), size):
+        yield alike[first : first + size]
+
+
+def _try_together(base: BaseRun, edits: list[Edit]) -> Int[Tensor, "edit prompt"]:
+    """The first changes of edits whose values have one shape."""
+    n_pos, activation, site = base.pairs.clean.shape[1], base.tensors[edits[0].site.hook_name], edits[0].site
+    old = [activation[edit.site.index] for edit in edits]
+    new = [edit.applied(values, base.window()) for edit, values in zip(edits, old, strict=True)]
+    differ = torch.stack(new) != torch.stack(old)
+    if site.pos is not None:
+        pos = torch.tensor([[(edit.site.pos or 0) % n_pos] for edit in edits], device=differ.device)
+        return torch.where(differ.reshape(*differ.shape[:2], -1).any(2), pos, n_pos)
+    position = next(axis for axis, name in enumerate(site.free_axes) if name in POSITION_AXES)
+    changed = differ.movedim(position + 1, 2).reshape(*differ.shape[:2], n_pos, -1).any(3)
+    return torch.where(changed.any(2), changed.int().argmax(2), n_pos)
 
 
 def _can_resume(base: BaseRun, row: Row) -> bool:

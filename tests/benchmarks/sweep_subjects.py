@@ -44,18 +44,27 @@ QUICK = Size(
 
 
 def both(size: Size, device: str = "cpu", dtype: str = "float32") -> tuple[GPT, Any]:
-    """The same random weights (ours, TransformerLens's bridge as it boots).
-
-    The weights are 2.5 times as wide as GPT-2's at the start of training, so that no attention pattern is flat and
-    every patch has an effect.
-    """
-    transformers_logging.disable_progress_bar()
-    torch.manual_seed(0)
+    """The same random weights (ours, TransformerLens's bridge as it boots)."""
     with tempfile.TemporaryDirectory() as directory:
-        GPT2LMHeadModel(GPT2Config(initializer_range=0.05, **size.config)).save_pretrained(directory)
+        _save(size, directory)
         ours = load(directory, device=device, dtype=dtype)
         bridge = boot(directory, torch.device(device), getattr(torch, dtype)).inner
     return ours, bridge
+
+
+def random_gpt2(size: Size, device: str = "cpu", dtype: str = "float32") -> GPT:
+    """Ours of `both` alone."""
+    with tempfile.TemporaryDirectory() as directory:
+        _save(size, directory)
+        return load(directory, device=device, dtype=dtype)
+
+
+def _save(size: Size, directory: str) -> None:
+    """The weights are 2.5 times as wide as GPT-2's at the start of training, so that no attention pattern is flat and
+    every patch has an effect."""
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(initializer_range=0.05, **size.config)).save_pretrained(directory)
 
 
 def prompt_pairs(model: GPT, prompts: int, positions: int, start: int) -> PromptPairs:
