@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from analyses.bootstrap import spread
 from analyses.circuit_runs import CircuitRuns
 from analyses.circuit_setting import six_tuple
 from analyses.edges import labels_of
@@ -46,8 +47,8 @@ class AcdcResult(Result):
     """The circuit that is left.
 
     values: by how much the loss rose when the edge was taken out; 0 where no run was needed. kept: the edges that stay.
-    loss: of the circuit that is left. runs: circuits that were run, each on every prompt. setting: see
-    `analyses.circuit_setting`.
+    raw, clean: the metric of the run of the circuit that is left, and of the clean run. loss: of that circuit. runs:
+    circuits that were run, each on every prompt. setting: see `analyses.circuit_setting`.
     """
 
     title = "ACDC"
@@ -55,6 +56,8 @@ class AcdcResult(Result):
 
     values: Float[np.ndarray, "*axes"]
     kept: Bool[np.ndarray, "*axes"]
+    raw: Float[np.ndarray, "prompt"]
+    clean: Float[np.ndarray, "prompt"]
     loss: float
     threshold: float
     metric: str
@@ -70,6 +73,10 @@ class AcdcResult(Result):
     def circuit(self) -> Circuit:
         """The edges that stay."""
         return Circuit(Graph(**self.shape), self.kept, self.provenance.model, self.provenance.weights)
+
+    def spread(self) -> dict[str, float]:
+        """The metric of its run over prompts: mean, quartiles and the lowest."""
+        return spread(self.raw)
 
 
 def acdc(
@@ -99,6 +106,8 @@ def acdc(
     return AcdcResult(
         search.rise.reshape(shape),
         search.kept.reshape(shape),
+        runs.scores(search.kept.reshape(1, *shape), progress=False)[0],
+        runs.clean,
         search.loss,
         threshold,
         name,

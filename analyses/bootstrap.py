@@ -1,4 +1,4 @@
-"""The bootstrap over prompts: how far a number depends on which prompts were drawn (Efron 1979)."""
+"""Spread over prompts, and the bootstrap: how far a number depends on which prompts were drawn (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from jaxtyping import Float
 DRAWS = 1000
 LEVELS = (2.5, 97.5)
 """Percentiles between which 95 % of the draws lie."""
+
+
+def spread(values: Float[np.ndarray, "prompt"]) -> dict[str, float]:
+    """Mean, quartiles and the lowest, which for a metric is the worst case."""
+    lower, upper = np.percentile(values, [25, 75])
+    return {
+        "mean": float(values.mean()),
+        "lower quartile": float(lower),
+        "upper quartile": float(upper),
+        "lowest": float(values.min()),
+    }
 
 
 def mean_draws(

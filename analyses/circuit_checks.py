@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from analyses.bootstrap import LEVELS
 from analyses.circuit_runs import CircuitRuns
 from analyses.circuit_setting import six_tuple
 from analyses.circuits import SELF_REPAIR, can_normalize, checked_circuits, faithfulness, warn_about
@@ -42,8 +43,8 @@ Taken = Bool[np.ndarray, "set component"]
 class Completeness(Result):
     """How alike the circuit and the model break.
 
-    values: |F(C \\ K) - F(M \\ K)| for each set K. circuit, model: F of both. sets: the components of each, in words.
-    setting: see `analyses.circuit_setting`.
+    values: |F(C \\ K) - F(M \\ K)| for each set K. low, high: between them lie 95 % of bootstraps over prompts.
+    circuit, model: F of both. setting: see `analyses.circuit_setting`.
     """
 
     title = "Completeness"
@@ -51,6 +52,8 @@ class Completeness(Result):
     caveat = f"Only some sets are tried, so the largest is a lower bound. {SELF_REPAIR}"
 
     values: Float[np.ndarray, "set"]
+    low: Float[np.ndarray, "set"]
+    high: Float[np.ndarray, "set"]
     circuit: Float[np.ndarray, "set"]
     model: Float[np.ndarray, "set"]
     metric: str
@@ -68,7 +71,8 @@ class Completeness(Result):
 class Minimality(Result):
     """How much each component of the circuit matters, where it matters most.
 
-    values: the largest |F(C \\ (K ∪ {v})) - F(C \\ K)| over sets K. alone: that of the empty set.
+    values: the largest |F(C \\ (K ∪ {v})) - F(C \\ K)| over sets K. low, high: between them lie 95 % of bootstraps over
+    prompts. alone: that of the empty set. setting: see `analyses.circuit_setting`.
     """
 
     title = "Minimality"
@@ -76,6 +80,8 @@ class Minimality(Result):
     caveat = f"Only some sets are tried, so the numbers are lower bounds. {SELF_REPAIR}"
 
     values: Float[np.ndarray, "component"]
+    low: Float[np.ndarray, "component"]
+    high: Float[np.ndarray, "component"]
     alone: Float[np.ndarray, "component"]
     metric: str
     value: str
@@ -107,10 +113,13 @@ def completeness(
     runs = _runs(model, pairs, metric, value, circuit, budget)
     rows = [_without(each, names, taken) for each in (circuit, whole) for taken in sets]
     normalized = can_normalize(runs)
-    found, _ = faithfulness(runs, runs.scores(np.stack(rows), progress), normalized, seed)
+    found, drawn = faithfulness(runs, runs.scores(np.stack(rows), progress), normalized, seed)
     ours, its = np.split(found, 2)
+    low, high = np.percentile(np.abs(drawn[:, : len(sets)] - drawn[:, len(sets) :]), LEVELS, axis=0)
     return Completeness(
         np.abs(ours - its),
+        low,
+        high,
         ours,
         its,
         runs.metric.name,
@@ -150,11 +159,14 @@ def minimality(
         [_without(circuit, names, taken) for taken in np.concatenate([before, after]).reshape(-1, len(names))]
     )
     normalized = can_normalize(runs)
-    found, _ = faithfulness(runs, runs.scores(rows, progress), normalized, seed)
-    ours, without = found.reshape(2, len(names), len(sets))
-    matters = np.abs(ours - without)
+    found, drawn = faithfulness(runs, runs.scores(rows, progress), normalized, seed)
+    both = np.concatenate([found[None], drawn]).reshape(-1, 2, len(names), len(sets))
+    matters, *drawn_matters = np.abs(both[:, 0] - both[:, 1])
+    low, high = np.percentile(np.max(drawn_matters, -1), LEVELS, axis=0)
     return Minimality(
         matters.max(1),
+        low,
+        high,
         matters[:, 0],
         runs.metric.name,
         value,

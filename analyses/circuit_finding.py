@@ -3,8 +3,8 @@
     found = find_circuit(model, pairs, held_out=others)
     found.circuit, found.evaluation.values[0], found.curve.cpr
 
-The parts stand by themselves: scores (`analyses.edges`, `analyses.edge_estimates`), selection
-(`analyses.circuit_selection`), faithfulness (`analyses.circuits`, `analyses.circuit_curve`), stability
+The parts stand by themselves: scores (`analyses.edges`, `analyses.edge_estimates`), ways to choose or search
+(`analyses.circuit_finders`), faithfulness (`analyses.circuits`, `analyses.circuit_curve`), stability
 (`analyses.stability`).
 """
 
@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from analyses.circuit_curve import FaithfulnessCurve, faithfulness_curve
-from analyses.circuit_selection import edges_of_share, greedy_edges, strongest_edges
+from analyses.circuit_finders import FINDERS, Wanted, check_threshold
+from analyses.circuit_selection import edges_of_share
 from analyses.circuits import CircuitEvaluation, evaluate_circuits
 from analyses.edge_scores import EdgeScores
 from analyses.edges import edge_patching
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from interp.page import Section
 
 METHODS = {"exact": "", "eap": "EAP", "atp": "AtP", "relp": "RelP", "eap-ig": "EAP-IG-inputs"}
-SELECTIONS = {"edges": strongest_edges, "greedy": greedy_edges}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +94,7 @@ class FoundCircuit(Result):
             "nodes": list(self.circuit.nodes),
             "evaluation": self.evaluation.to_dict(),
             "curve": self.curve.to_dict(),
-            "stability": {"k": self.stability.k, "overlap": float(np.median(self.stability.overlap))},
+            "stability": self.stability.summary(),
             "setting": dict(self.setting),
             "provenance": self.provenance.to_dict(),
         }
@@ -134,38 +134,43 @@ def find_circuit(
     signed: bool = True,
     value: str = "resample",
     held_out: PromptPairs | None = None,
+    threshold: float | None = None,
     seed: int = 0,
     budget: int | None = None,
     progress: bool | None = None,
 ) -> FoundCircuit:
     """Score every edge, keep the strongest, and run them alone: `.circuit`, `.evaluation`.
 
-    method: "exact", "eap" or "eap-ig" (5 steps, along the inputs). share: of the edges that are kept. select: "edges"
-    or "greedy" (see `analyses.circuit_selection`). signed: keep edges that help rather than all that matter. value:
-    the ablation, "resample", "mean" or "zero". held_out: prompts to evaluate on, by default those of the scores. seed:
-    of the bootstraps.
+    method: how edges are scored: "exact", "eap", "atp", "relp" or "eap-ig" (5 steps, along the inputs). share: of the
+    edges that are kept. select: "edges", "greedy", "nodes", "acdc" or "pruning" (see `analyses.circuit_finders`).
+    signed: keep edges that help rather than all that matter. value: the ablation, "resample", "mean" or "zero".
+    held_out: prompts to evaluate on, by default those of the scores. threshold: for "acdc", instead of a share, by how
+    much the metric may change when an edge goes. seed: of the bootstraps, and of "pruning".
 
     Raises:
-        LabError: an unknown method or selection, a share not above 0 and at most 1; no edge that leads from the input
-            to the logits; and as `edge_patching`, `edge_attribution` and `evaluate_circuits`.
+        LabError: an unknown method or selection, a share not above 0 and at most 1, a threshold where none belongs or
+            none where one does; no edge that leads from the input to the logits; and as `edge_patching`,
+            `edge_attribution`, `evaluate_circuits`, `acdc` and `edge_pruning`.
     """
     choose("method", method, METHODS)
-    keep = SELECTIONS[choose("selection", select, SELECTIONS)]
+    find = FINDERS[choose("selection", select, FINDERS)]
+    check_threshold(select, threshold)
     judged = pairs if held_out is None else held_out
     edges_of_share(Graph.of(model), share)
     judged.check(model)
     scores = _scored(model, pairs, metric, method, value, budget, progress)
-    n = edges_of_share(scores.graph, share)
-    circuit = keep(scores, n, signed)
+    wanted = Wanted(model, pairs, scores, metric, value, share, threshold, signed, seed, budget, progress)
+    circuit = find(wanted)
     evaluation = evaluate_circuits(model, judged, circuit, metric, value, None, seed, budget, progress)
     curve = faithfulness_curve(model, judged, scores, metric, value, seed=seed, budget=budget, progress=progress)
-    settings = {"method": method, "share": share, "select": select, "signed": signed}
+    size = {"share": share} if threshold is None else {"threshold": threshold}
+    settings = {"method": method, "select": select, "signed": signed, **size}
     return FoundCircuit(
         np.where(circuit.kept, scores.values, np.nan),
         scores,
         evaluation,
         curve,
-        ranking_stability(scores, n, seed=seed),
+        ranking_stability(scores, wanted.n if threshold is None else len(circuit), seed=seed, signed=signed),
         evaluation.setting,
         axes=scores.axes,
         labels=scores.labels,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from analyses.bootstrap import LEVELS, mean_draws
+from analyses.bootstrap import LEVELS, mean_draws, spread
 from analyses.circuit_runs import CircuitRuns
 from analyses.circuit_setting import six_tuple
 from analyses.fills import warn_of_zeros
@@ -66,14 +66,7 @@ class CircuitEvaluation(Result):
 
     def spread(self, circuit: int = 0) -> dict[str, float]:
         """The metric of one circuit's runs over prompts: mean, quartiles and the lowest."""
-        raw = self.raw[circuit]
-        lower, upper = np.percentile(raw, [25, 75])
-        return {
-            "mean": float(raw.mean()),
-            "lower quartile": float(lower),
-            "upper quartile": float(upper),
-            "lowest": float(raw.min()),
-        }
+        return spread(self.raw[circuit])
 
 
 def evaluate_circuits(

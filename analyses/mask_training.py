@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses.bootstrap import spread
 from analyses.circuit_runs import CircuitRuns
 from analyses.circuit_selection import edges_of_share
 from analyses.circuit_setting import six_tuple
@@ -35,6 +36,7 @@ from analyses.edges import labels_of
 from interp import provenance
 from interp.circuit import Circuit
 from interp.contract import HookedModel
+from interp.dangling import without_dangling
 from interp.errors import LabError
 from interp.graph import Graph
 from interp.metrics import AnyMetric
@@ -54,7 +56,8 @@ class EdgePruningResult(Result):
     """The circuit that training the masks left.
 
     values: P(z > 0) of every edge in the end. kept: the edges with the largest. losses: the first term in each step.
-    setting: see `analyses.circuit_setting`.
+    raw, clean: the metric of the run of the circuit that is left, and of the clean run. setting: see
+    `analyses.circuit_setting`.
     """
 
     title = "Edge pruning"
@@ -63,6 +66,8 @@ class EdgePruningResult(Result):
     values: Float[np.ndarray, "*axes"]
     kept: Bool[np.ndarray, "*axes"]
     losses: Float[np.ndarray, "step"]
+    raw: Float[np.ndarray, "prompt"]
+    clean: Float[np.ndarray, "prompt"]
     metric: str
     shape: Mapping[str, Any]
     setting: Mapping[str, str]
@@ -76,6 +81,10 @@ class EdgePruningResult(Result):
         """The edges that stay, without dangling parts."""
         known = self.provenance
         return Circuit(Graph(**self.shape), self.kept, known.model, known.weights).pruned()
+
+    def spread(self) -> dict[str, float]:
+        """The metric of its run over prompts: mean, quartiles and the lowest."""
+        return spread(self.raw)
 
 
 def edge_pruning(
@@ -114,6 +123,8 @@ def edge_pruning(
         values,
         kept,
         np.array(losses),
+        runs.scores(without_dangling(runs.graph, kept)[None], progress=False)[0],
+        runs.clean,
         name,
         asdict(runs.graph),
         six_tuple(runs.graph, value, pairs),

@@ -30,9 +30,9 @@ def _methods() -> list[str]:
 
 
 def _selections() -> list[str]:
-    from analyses.circuit_finding import SELECTIONS
+    from analyses.circuit_finders import FINDERS
 
-    return list(SELECTIONS)
+    return list(FINDERS)
 
 
 METHOD, SELECT = Name("method", _methods), Name("selection", _selections)
@@ -42,7 +42,9 @@ METHOD, SELECT = Name("method", _methods), Name("selection", _selections)
 @model_options
 @pairs_options
 @metric_option
-@click.option("--method", type=METHOD, default="exact", show_default=True, help="exact, eap or eap-ig.")
+@click.option(
+    "--method", type=METHOD, default="exact", show_default=True, help="Score edges by: exact, eap, atp, relp or eap-ig."
+)
 @click.option(
     "--edges",
     "share",
@@ -51,7 +53,18 @@ METHOD, SELECT = Name("method", _methods), Name("selection", _selections)
     show_default=True,
     help="Keep this share of the edges.",
 )
-@click.option("--select", type=SELECT, default="edges", show_default=True, help="The strongest edges, or greedy.")
+@click.option(
+    "--select",
+    type=SELECT,
+    default="edges",
+    show_default=True,
+    help="Keep the strongest edges, grow a greedy circuit, keep the strongest nodes, or search: acdc, pruning.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, min_open=True),
+    help="For acdc, instead of --edges: by how much the metric may change when an edge goes.",
+)
 @click.option("--absolute", is_flag=True, help="Rank edges without their signs, those that work against it too.")
 @click.option("--value", type=FILL, default="resample", show_default=True, help="Ablate with: resample, mean or zero.")
 @click.option(
@@ -70,6 +83,7 @@ def circuit(
     method: str,
     share: float,
     select: str,
+    threshold: float | None,
     absolute: bool,
     value: str,
     saved: Path | None,
@@ -90,6 +104,7 @@ def circuit(
     known = None if saved is None else Circuit.load(saved)
     if known is not None and _found_options():
         raise misuse(f"--circuit runs a saved circuit; expected no {', '.join(_found_options())} beside it.")
+    _check_threshold(select, threshold)
     model = chosen.load()
     if known is not None:
         known.check(model)
@@ -101,14 +116,30 @@ def circuit(
         deliver(output, judged.to_dict(), evaluation_view(judged, known), judged)
         return
     others = None if prompts.prompt else replace(prompts, seed=prompts.seed + 1).read(model)
-    found = find_circuit(model, pairs, metric, method, share, select, not absolute, value, others, prompts.seed, budget)
-    found = with_task(found, prompts)
+    choice = (method, share, select, not absolute, value, others, threshold, prompts.seed, budget)
+    found = with_task(find_circuit(model, pairs, metric, *choice), prompts)
     deliver(output, found.to_dict(), circuit_view(found, top), found)
 
 
 def _found_options() -> list[str]:
     """The options given that say how a circuit is found."""
     context = click.get_current_context()
-    given = {"--method": "method", "--edges": "share", "--select": "select", "--absolute": "absolute"}
+    given = {
+        "--method": "method",
+        "--edges": "share",
+        "--select": "select",
+        "--threshold": "threshold",
+        "--absolute": "absolute",
+    }
     typed = click.core.ParameterSource.COMMANDLINE
     return [option for option, name in given.items() if context.get_parameter_source(name) == typed]
+
+
+def _check_threshold(select: str, threshold: float | None) -> None:
+    """Raises:
+    click.UsageError: ACDC without --threshold or with --edges, or --threshold without ACDC.
+    """
+    if (select == "acdc") != (threshold is not None):
+        raise misuse("--select acdc and --threshold go together; expected both, as in --select acdc --threshold 0.1.")
+    if threshold is not None and "--edges" in _found_options():
+        raise misuse("--select acdc keeps what --threshold says; expected no --edges beside it.")

@@ -30,7 +30,7 @@ from analyses import (
 )
 from analyses.circuit_picture import lines_of
 from analyses.circuit_runs import CircuitRuns
-from analyses.circuit_selection import edges_of_share
+from analyses.circuit_selection import edges_of_share, ranked
 from analyses.edges import EdgePatchingResult
 from analyses.known_circuits import KnownCircuit
 from interp import LabError, PromptPairs
@@ -244,6 +244,45 @@ def test_a_circuit_without_a_component_that_the_model_uses_is_incomplete() -> No
     assert completeness(MODEL, PAIRS, lacking, draws=3).incompleteness > 0.01
 
 
+def test_completeness_and_minimality_state_how_far_they_depend_on_the_prompts(scores: EdgePatchingResult) -> None:
+    """By drawing prompts again, with the same draws for both sides of a difference."""
+    circuit = strongest_edges(scores, len(GRAPH) // 3)
+    judged = completeness(MODEL, PAIRS, circuit, draws=2), minimality(MODEL, PAIRS, circuit, draws=2)
+    for found in judged:
+        assert (found.low <= found.high).all()
+        assert (found.high > found.low).any()
+        assert ((found.low - TOLERANCE <= found.values) & (found.values <= found.high + TOLERANCE)).mean() > 0.7
+        assert found.setting["ablation"].startswith("resample")
+    one = random_pairs(4, (5,))  # drawn again, one prompt is the same prompt
+    for found in (completeness(MODEL, one, circuit, draws=2), minimality(MODEL, one, circuit, draws=2)):
+        np.testing.assert_allclose([found.low, found.high], [found.values] * 2, atol=TOLERANCE)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_statement_about_a_circuit_says_of_what_it_is_one_and_how_it_spreads(scores: EdgePatchingResult) -> None:
+    """Granularity, components, ablation, positions, direction, prompts; quartiles and worst case, or bounds."""
+    circuit = strongest_edges(scores, 30)
+    evaluated = evaluate_circuits(MODEL, PAIRS, circuit)
+    found = [
+        evaluated,
+        faithfulness_curve(MODEL, PAIRS, scores, sizes=(0.5, 1.0)),
+        completeness(MODEL, PAIRS, circuit, draws=1),
+        minimality(MODEL, PAIRS, circuit, draws=1),
+        auroc(scores, KnownCircuit(circuit, "resample"), PAIRS),
+        acdc(MODEL, PAIRS, 0.5, "logit_diff"),
+        edge_pruning(MODEL, PAIRS, 0.5, steps=2),
+        find_circuit(MODEL, PAIRS, share=0.5),
+    ]
+    for each in found:
+        assert set(each.setting) == {"granularity", "components", "ablation", "positions", "direction", "prompts"}
+        assert {"low", "high", "raw", "evaluation"} & (set(each.arrays) | set(each.facts))
+    assert evaluated.spread()["lowest"] == evaluated.raw.min()
+    assert found[5].spread()["lowest"] == found[5].raw.min()
+    np.testing.assert_allclose(np.abs(found[5].raw - found[5].clean).mean(), found[5].loss, atol=TOLERANCE)
+    rerun = evaluate_circuits(MODEL, PAIRS, found[6].circuit, "kl")
+    np.testing.assert_allclose(found[6].raw, rerun.raw[0], atol=TOLERANCE)
+
+
 def test_ranking_stability_counts_how_often_an_edge_is_among_the_strongest(scores: EdgePatchingResult) -> None:
     found = ranking_stability(scores, 10, draws=50)
     assert found.values.sum() == pytest.approx(10)
@@ -255,6 +294,30 @@ def test_ranking_stability_counts_how_often_an_edge_is_among_the_strongest(score
     assert (ranking_stability(same, 10, draws=5).overlap == 1).all()
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_the_place_of_an_edge_has_an_interval_over_the_draws(signed: bool, direction: str) -> None:
+    """Ranks and their correlation by a plain loop; the ranking that a circuit of that kind is chosen by."""
+    scores = edge_patching(MODEL, PAIRS, direction=direction)
+    found = ranking_stability(scores, 10, draws=20, signed=signed)
+    order = ranked(scores, signed).tolist()
+    assert [found.rank[edge] for edge in order] == list(range(1, len(GRAPH) + 1))
+    assert found.strongest[order[:10]].all()
+    effects, chosen = scores.raw - (scores.clean if direction == "noise" else scores.corrupted), []
+    toward = np.sign((scores.values * effects.mean(1)).sum())  # a score is an effect, perhaps with the other sign
+    for draw in np.random.default_rng(0).integers(len(PAIRS), size=(20, len(PAIRS))):
+        mean = effects[:, draw].mean(1)
+        strength = toward * mean if signed else np.abs(mean)
+        chosen.append([1 + int((strength > each).sum()) for each in strength])
+    moving = np.abs(effects).max(1) > 0
+    np.testing.assert_allclose(found.low[moving], np.percentile(chosen, 2.5, axis=0)[moving], atol=1)  # ties
+    np.testing.assert_allclose(found.high[moving], np.percentile(chosen, 97.5, axis=0)[moving], atol=1)
+    expected = [np.corrcoef(np.array(each)[moving], found.rank[moving])[0, 1] for each in chosen]
+    np.testing.assert_allclose(found.spearman, expected, atol=1e-3)  # the edges without effect lie between signed ones
+    assert found.summary()["spearman"] == np.median(found.spearman)
+    assert "rank correlation of all edges" in str(found)
+
+
 # against a known truth
 
 
@@ -264,7 +327,25 @@ def test_the_area_under_the_roc_is_how_often_a_true_edge_is_higher(scores: EdgeP
     strengths = np.abs(scores.values)
     pairs = [(a > b) + (a == b) / 2 for a in strengths[true] for b in strengths[~true]]
     found = auroc(scores, KnownCircuit(Circuit(GRAPH, true), "resample"), PAIRS)
-    assert found == pytest.approx(np.mean(pairs))
+    assert found.area == float(found) == pytest.approx(np.mean(pairs))
+    assert found.low <= found.area <= found.high
+    assert found.edges == true.sum()
+
+
+def test_a_perfect_ranking_has_an_area_of_one_whichever_prompts_are_drawn() -> None:
+    """One edge alone has an effect on every prompt: the truth."""
+    from dataclasses import replace
+
+    scores = edge_patching(MODEL, PAIRS)
+    raw = np.repeat(scores.clean[None], len(GRAPH), 0)
+    raw[7] += 1.0
+    values = np.zeros(len(GRAPH))
+    values[7] = 1.0
+    true = np.zeros(len(GRAPH), dtype=bool)
+    true[7] = True
+    found = auroc(replace(scores, raw=raw, values=values), KnownCircuit(Circuit(GRAPH, true), "resample"), PAIRS)
+    assert (found.values == 1.0).all()
+    assert found.area == found.low == found.high == 1.0
 
 
 def test_a_truth_of_another_ablation_or_length_draws_a_warning(scores: EdgePatchingResult) -> None:
@@ -327,6 +408,24 @@ def test_a_found_circuit_is_saved_read_and_drawn(tmp_path: Path) -> None:
         assert words in page
 
 
+@pytest.mark.usefixtures("unchecked")  # for speed: hundreds of steps; other tests check annotations
+def test_every_way_to_find_a_circuit_keeps_no_more_than_it_is_asked_for() -> None:
+    for select in ("edges", "greedy", "nodes", "pruning"):
+        found = find_circuit(MODEL, PAIRS, method="eap", share=0.4, select=select)
+        assert 0 < len(found.circuit) <= edges_of_share(GRAPH, 0.4)
+        assert found.circuit == found.circuit.pruned()  # nothing dangles
+        assert found.provenance.settings["select"] == select
+    nodes = find_circuit(MODEL, PAIRS, share=0.4, select="nodes").circuit
+    assert nodes == Circuit.whole(GRAPH).restrict(nodes.nodes).pruned()
+
+
+def test_acdc_is_found_by_its_threshold() -> None:
+    found = find_circuit(MODEL, PAIRS, method="eap", select="acdc", threshold=0.5)
+    assert found.circuit == acdc(MODEL, PAIRS, 0.5, "logit_diff").circuit
+    assert found.provenance.settings["threshold"] == 0.5
+    assert found.stability.k == len(found.circuit)
+
+
 def test_every_edge_of_a_circuit_is_drawn_once_and_told_on_hover(scores: EdgePatchingResult) -> None:
     found = find_circuit(MODEL, PAIRS, share=0.3)
     lines = lines_of(found.circuit, scores.values)
@@ -349,6 +448,8 @@ def test_the_name_of_a_model_cannot_become_markup(tmp_path: Path) -> None:
     [
         ({"method": "eapp"}, "closest: 'eap'"),
         ({"select": "greed"}, "closest: 'greedy'"),
+        ({"select": "acdc"}, "expected a number above 0 instead of a share"),
+        ({"threshold": 0.1}, "only 'acdc' takes one"),
         ({"share": 0.0}, "expected above 0"),
         ({"share": 1e-9}, "has no edges"),
         ({"metric": "kl", "method": "eap"}, "the gradient is zero there"),

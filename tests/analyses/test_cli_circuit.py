@@ -37,13 +37,30 @@ def test_a_circuit_is_found_written_and_read_again(town: Path, found: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--method", "eap"), ("--method", "eap-ig", "--select", "greedy", "--absolute")]
+    "options",
+    [
+        (),
+        ("--method", "eap"),
+        ("--method", "eap-ig", "--select", "greedy", "--absolute"),
+        ("--method", "atp", "--select", "nodes"),
+        ("--method", "relp", "--select", "pruning"),
+    ],
 )
 def test_it_tells_size_faithfulness_components_and_areas(town: Path, options: tuple[str, ...]) -> None:
     result = interp("circuit", "--model", town, *IOI, *options)
     assert result.exit_code == 0, result.output
     for words in ("edges", "give", "overlap", "granularity", "component", "strongest edges", "CPR", "CMD"):
         assert words in result.output
+
+
+def test_acdc_takes_a_threshold_in_place_of_a_share(town: Path) -> None:
+    search = ("--task", "ioi", "-n", 2, "--method", "eap", "--select", "acdc", "--threshold", 0.05, "--json")
+    result = interp("circuit", "--model", town, *search)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.output)
+    assert document["provenance"]["settings"]["threshold"] == 0.05
+    assert document["stability"]["k"] == len(document["edges"])
+    assert {"overlap", "spearman"} <= set(document["stability"])
 
 
 def test_a_page_is_written(town: Path, tmp_path: Path) -> None:
@@ -64,6 +81,10 @@ def test_a_saved_circuit_is_run(town: Path, found: Path) -> None:
 Bad = tuple[Callable[[Path, Path], tuple[object, ...]], int, str]
 BAD: dict[str, Bad] = {
     "method": (lambda town, _: (*IOI, "--method", "eapp"), 2, "closest: 'eap'"),
+    "select": (lambda town, _: (*IOI, "--select", "node"), 2, "closest: 'nodes'"),
+    "acdc": (lambda town, _: ("--select", "acdc"), 2, "--select acdc and --threshold go together"),
+    "threshold": (lambda town, _: ("--threshold", 0.1), 2, "--select acdc and --threshold go together"),
+    "sizes": (lambda town, _: (*IOI, "--select", "acdc", "--threshold", 0.1), 2, "expected no --edges beside it"),
     "share": (lambda town, _: (*IOI[:4], "--edges", 1.5), 2, "1.5"),
     "nothing": (lambda town, _: (*IOI[:4], "--edges", 0), 2, "0"),
     "suffix": (lambda town, _: (*IOI, "--out", "circuit.txt"), 2, "expected .html or"),

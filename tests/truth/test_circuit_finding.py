@@ -43,7 +43,7 @@ def test_the_circuit_of_a_compiled_program_is_found_edge_by_edge(program: Progra
     true, metric = Circuit.of(Graph.of(model), truth[value]["edges"]), changed_outputs(model, pairs)
     assert acdc(model, pairs, 1e-3, metric, value).circuit == true
     scores = edge_patching(model, pairs, metric, value=value, normalize=False)
-    assert auroc(scores, KnownCircuit(true, value, length=pairs.clean.shape[1]), pairs) == 1.0
+    assert auroc(scores, KnownCircuit(true, value, length=pairs.clean.shape[1]), pairs).area == 1.0
     assert strongest_edges(scores, len(true)) == true
     alone = evaluate_circuits(model, pairs, true, metric, value)
     assert alone.raw.max() < 1e-5  # the outputs are those of the whole model
