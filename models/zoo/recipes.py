@@ -5,7 +5,8 @@
                 normalization_type = "none" stands for no norm
     [training]  the entries of a `TrainingConfig`
 
-with `name`, `summary`, `seed` (of data, fresh weights and training) and `notes` (for the card) above them.
+with `name`, `summary`, `seed` (of data, fresh weights and training) and `notes` above them: what was found in the model
+that this very recipe made, for its card.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class Recipe:
     def changed(self, changes: Iterable[str]) -> Recipe:
         """The recipe with some entries set: "seed=1", "model.n_layers=1", "training.lr=3e-4" (values as in TOML).
 
+        It has no notes: they are of the model that the recipe makes as it is.
+
         Raises:
             LabError: not of that form.
         """
@@ -98,7 +101,9 @@ class Recipe:
                     f"cannot change {change!r}; expected seed=NUMBER, or data., model. or training.ENTRY=VALUE, "
                     "such as model.n_layers=1."
                 )
-        return replace(changed, text=f"{self.text}\n# changed: {', '.join(changes)}\n") if changes else self
+        if not changes:
+            return self
+        return replace(changed, notes="", text=f"{self.text}\n# changed: {', '.join(changes)}\n")
 
     def lesson(self) -> Lesson:
         """The data.

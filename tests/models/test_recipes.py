@@ -52,6 +52,16 @@ def test_a_replay_makes_a_model_that_loads(tmp_path: Path) -> None:
     assert "# changed: data.batch_size=4" in kept.text
 
 
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_card_says_what_was_found_in_its_model_and_in_no_other(name: str) -> None:
+    """What a recipe notes is in the shipped card; a changed recipe makes another model, of which nothing is known."""
+    recipe, card = find(name), (recipes.ZOO / name / "README.md").read_text()
+    assert recipe.notes.strip()
+    assert recipe.summary.strip() in card
+    assert recipe.notes.strip() in card
+    assert find(name).changed(["seed=7"]).notes == ""
+
+
 def test_a_replay_of_a_replay_gives_the_same_bits(tmp_path: Path) -> None:
     recipe = find("addition-1l").changed(["data.p=7", "data.batch_size=8", "model.d_vocab_out=7", *SMALL[1:], *TINY])
     first = replay(recipe, tmp_path / "one", progress=False)

@@ -28,15 +28,14 @@ from interp.circuit import Circuit
 from interp.graph import Graph
 from interp.tasks.repetition import ordinary_tokens, repeated_tokens
 from models import GPT, load
-from tests.truth.test_compiled_circuits import changed_outputs, program  # noqa: F401 (a fixture)
+from tests.compiled import Program, changed_outputs
 
 VALUES = ("resample", "zero")
-Program = tuple[GPT, PromptPairs, Any]
 
 
 @pytest.mark.filterwarnings("ignore:zero ablation")
 @pytest.mark.parametrize("value", VALUES)
-def test_the_circuit_of_a_compiled_program_is_found_edge_by_edge(program: Program, value: str) -> None:  # noqa: F811
+def test_the_circuit_of_a_compiled_program_is_found_edge_by_edge(program: Program, value: str) -> None:
     """By ACDC, whose threshold lies between effects of 0.5 and more and those below 1e-6, and by exact scores."""
     model, pairs, truth = program
     pairs = pairs[:24]
@@ -51,7 +50,7 @@ def test_the_circuit_of_a_compiled_program_is_found_edge_by_edge(program: Progra
 
 
 @pytest.mark.filterwarnings("ignore:zero ablation")
-def test_mixing_the_truth_of_one_ablation_with_scores_of_another_draws_a_warning(program: Program) -> None:  # noqa: F811
+def test_mixing_the_truth_of_one_ablation_with_scores_of_another_draws_a_warning(program: Program) -> None:
     model, pairs, truth = program
     pairs = pairs[:8]
     scores = edge_patching(model, pairs, changed_outputs(model, pairs), value="zero", normalize=False)
