@@ -26,6 +26,7 @@ from interp.prompts import PromptPairs
 from interp.results import to_numpy
 from interp.sites import KINDS, PICKS, Site
 from interp.sweep.costs import Costs, free_memory
+from interp.text import megabytes
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
@@ -180,10 +181,21 @@ def _wide(activation: Tensor) -> Tensor:
 
 
 def batches_of(model: HookedModel | Any, pairs: PromptPairs, budget: int | None) -> Iterator[Int[Tensor, "batch"]]:
-    """The prompts, as many at a time as their graphs fit the budget (bytes; by default half of what is free)."""
+    """The prompts, as many at a time as their graphs fit the budget (bytes; by default half of what is free).
+
+    Raises:
+        LabError: without a budget, when a single prompt's do not fit the memory that there is.
+    """
     n_pos = pairs.clean.shape[1]
     costs = Costs.of(model, n_pos)
     # Two runs, each about the activations of every layer, and the logits with their softmax and gradient.
     per_prompt = n_pos * (2 * costs.n_layers * costs.token + 5 * 4 * costs.vocabulary)
-    size = max(1, (free_memory(model.device) // 2 if budget is None else budget) // per_prompt)
+    free = free_memory(model.device)
+    if budget is None and per_prompt > free:
+        raise LabError(
+            f"the gradients of one prompt of {n_pos} tokens need about {megabytes(per_prompt)}, and {megabytes(free)} "
+            "are free; try shorter prompts, a narrower dtype, or exact patching, which needs no graph. A budget tries "
+            "all the same."
+        )
+    size = max(1, (free // 2 if budget is None else budget) // per_prompt)
     yield from torch.arange(len(pairs), device=model.device).split(size)

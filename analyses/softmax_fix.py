@@ -63,7 +63,7 @@ def check_recomputed(q: Queries, k: Keys, seen: Edges, pattern: Edges) -> None:
     if not error <= torch.finfo(q.dtype).eps ** 0.5:  # far above rounding, far below another formula; NaN fails
         raise LabError(
             f"the q/k fix recomputes the pattern as softmax(q . k / sqrt(d_head)), but this model's differs by "
-            f"{error:.2g}: its scores follow another formula; {INSTEAD}."
+            f"{error:.2g}: its scores follow another formula. {INSTEAD}."
         )
 
 

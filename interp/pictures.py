@@ -162,7 +162,8 @@ def bars(values: Num[np.ndarray, "bar"], names: Sequence[object], *, title: str 
             hoverinfo="text",
         )
     )
-    figure.update_yaxes(**axis.ticks(shown or 1) | {"range": [shown - 0.5, -0.5]})
+    ticks = {"ticktext": [text.label(n, 30) for n in names[:shown]], "range": [shown - 0.5, -0.5]}  # there is room
+    figure.update_yaxes(**axis.ticks(shown or 1) | ticks)
     figure.update_xaxes(
         title_text=text.inert(unit), zeroline=True, zerolinecolor="#888", gridcolor="rgba(128,128,128,.2)"
     )

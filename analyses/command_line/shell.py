@@ -77,9 +77,23 @@ def _exit_code(run: Callable[[], Any]) -> int:
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted; nothing was left half-written.")
         return FAILED
+    except (MemoryError, RuntimeError) as problem:
+        if not _out_of_memory(problem):
+            raise
+        complain(
+            "there is not enough memory. Try fewer prompts (-n), shorter ones, a smaller --budget where there is one, "
+            f"or --dtype bfloat16.  ({(str(problem) or 'MemoryError').splitlines()[0][:200]})"
+        )
+        return FAILED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _out_of_memory(problem: Exception) -> bool:
+    """Whether memory could not be had, in PyTorch's words on a CPU or by its error on a GPU."""
+    kinds = {kind.__name__ for kind in type(problem).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(problem)
 
 
 def complain(message: str) -> None:
