@@ -16,6 +16,7 @@ correlate above 0.99999.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,11 @@ class Subject:
             device=str(self.model.device),
             warmup=0,  # each has run, for the agreement
             shares=shares,
-            notes={"agreement": {name: vars(found) for name, found in apart.items()}, "versions": versions()},
+            notes={
+                "agreement": {name: vars(found) for name, found in apart.items()},
+                "versions": versions(),
+                "huge pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "") == "1",
+            },
             results=self.results,
         )
         ours, lines = record["sides"][OURS], []
