@@ -5,6 +5,7 @@ Everything is float64; TOLERANCE is for the rounding of different kernels.
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -435,6 +436,11 @@ def test_every_edge_of_a_circuit_is_drawn_once_and_told_on_hover(scores: EdgePat
     assert sum("-&gt;" in words for words in told) == len(found.circuit)
     names = set(figure.data[-1].text)
     assert names == set(found.circuit.nodes)
+
+
+def test_the_names_of_the_strongest_edges_are_written_out(scores: EdgePatchingResult) -> None:
+    shown = [html.unescape(tick) for tick in scores.plot().layout.yaxis.ticktext]
+    assert shown == [GRAPH.name(entry.index) for entry in scores.top(len(shown))]
 
 
 def test_the_name_of_a_model_cannot_become_markup(tmp_path: Path) -> None:
