@@ -73,6 +73,18 @@ def test_every_edges_effect_at_one_position_or_of_one_neuron_is_the_definitions(
     assert_same(result.raw, Hooked.of(model, pairs, "noise", metrics.logit_diff).every_edge(graph))
 
 
+@pytest.mark.parametrize("pos", [0, 2, 4])
+def test_prompts_that_differ_at_one_position_give_the_definitions_effects(pos: int) -> None:
+    """Before it, nothing is computed; the third prompt's two sides are the same."""
+    pairs = random_pairs(4, (5, 5, 5))
+    corrupted = pairs.clean.clone()
+    corrupted[:2, pos] = (corrupted[:2, pos] + 1) % SIZES["d_vocab"]
+    pairs = PromptPairs(pairs.clean, corrupted, pairs.mask, pairs.right, pairs.wrong)
+    result = edge_patching(MODEL, pairs, normalize=False)
+    assert_same(result.raw, Hooked.of(MODEL, pairs, "noise", metrics.logit_diff).every_edge(result.graph))
+    assert (result.raw[:, 2] == result.clean[2]).all()
+
+
 @pytest.mark.parametrize("value", ["mean", "zero"])
 def test_senders_are_replaced_by_their_mean_or_by_nothing(value: str) -> None:
     pairs = random_pairs(4, (5, 5, 5))

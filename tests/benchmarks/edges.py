@@ -1,7 +1,7 @@
 """Every edge of a model, exactly and by gradients: time, memory, and how far the ranks agree.
 
     python -m tests.benchmarks.edges                    # 2 CPU cores: some ten minutes
-    python -m tests.benchmarks.edges --edges 32491      # every edge is patched: half an hour a round
+    python -m tests.benchmarks.edges --edges 32491      # every edge is patched: a quarter of an hour a round
     python -m tests.benchmarks.edges --quick
 
 First on GPT-2 small's shape with random weights, prompts differing half-way, at one position. Exact patching is timed

@@ -1,6 +1,6 @@
 """Edge attribution and exact edge patching beside EAP-IG's and auto-circuit's own code: time, memory, agreement.
 
-    python -m tests.benchmarks.edges_against_peers               # 2 CPU cores: some ten minutes
+    python -m tests.benchmarks.edges_against_peers --rounds 3    # 2 CPU cores: some ten minutes
     python -m tests.benchmarks.edges_against_peers --quick
 
 It needs an environment with TransformerLens 3 and both of them (see `edge_peers.py`). All run in one process, turn
@@ -10,7 +10,7 @@ every edge of the model; ratios are times, ours being 1.
 Exact patching is timed on some edges and scaled up to all: of theirs a few, as each takes whole forwards; of ours
 `--edges`, to our disadvantage, as each call pays for its two baseline runs.
 
-Promised: EAP 8 times faster than EAP-IG's, EAP-IG with 5 steps 12 times, each in a fifth of the memory, and scores that
+Goals: EAP 8 times faster than EAP-IG's, EAP-IG with 5 steps 12 times, each in a fifth of the memory, and scores that
 correlate above 0.99999.
 """
 
