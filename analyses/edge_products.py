@@ -13,7 +13,7 @@ for all receivers, and the scale off the gradient in head space.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -42,6 +42,7 @@ class EdgeProducts:
     model: Any
     graph: Graph
     paths: DirectPaths
+    _last: dict[tuple[Any, ...], Deltas] = field(default_factory=dict, repr=False)
 
     def of(self, senders: range, streams: Activations, gradients: Activations) -> Products:
         """The products from some senders, neighbours in the graph, to every receiver; 0 where there is no edge.
@@ -53,19 +54,29 @@ class EdgeProducts:
         shape = (len(senders), len(self.graph.receivers), n_prompts, *positions)
         wide = torch.promote_types(self.model.dtype, torch.float32)
         found = torch.zeros(shape, dtype=wide, device=self.model.device)
-        groups = [list(group) for _, group in groupby(senders, key=lambda number: self.graph.senders[number].hook_name)]
         for part in self._parts(len(senders)):
-            paths = self.paths.part(*part)
-            changes = [paths.written([self.graph.senders[number] for number in group]) for group in groups]
-            delta = torch.cat(changes) if len(changes) > 1 else changes[0]
-            if self._centres:
-                delta = delta.sub_(delta.mean(-1, keepdim=True))  # as every receiver's norm does
+            delta = self._written(senders, *part)
             for receivers, count in self._layers(senders):
                 if count:
                     products = self._products(receivers, part, delta[:count], streams, gradients)
                     here = part if positions else part[:1]
                     found[(slice(count), slice(receivers.start, receivers.stop), *here)] += products
         return found
+
+    def _written(self, senders: range, prompts: slice, positions: slice) -> Deltas:
+        """What senders change; that of the last part is kept, since runs along a way ask for the same."""
+        asked = (senders, prompts.start, prompts.stop, positions.start, positions.stop)
+        if asked not in self._last:
+            self._last.clear()
+            self._last[asked] = self._find_written(senders, self.paths.part(prompts, positions))
+        return self._last[asked]
+
+    def _find_written(self, senders: range, paths: DirectPaths) -> Deltas:
+        sites = self.graph.senders
+        groups = groupby(senders, key=lambda number: sites[number].hook_name)
+        changes = [paths.written([sites[number] for number in group]) for _, group in groups]
+        delta = torch.cat(changes) if len(changes) > 1 else changes[0]
+        return delta.sub_(delta.mean(-1, keepdim=True)) if self._centres else delta  # as every receiver's norm does
 
     def _products(
         self,
