@@ -52,7 +52,7 @@ from analyses.first_order import Estimates, batches_of, check_gradient
 from analyses.patching import DIRECTIONS, run
 from analyses.path_ends import means_of, stand_ins
 from analyses.paths import on_the_way
-from analyses.recording import observed
+from analyses.recording import observed, past_names
 from interp import metrics, provenance
 from interp.circuit import Circuit
 from interp.contract import HookedModel
@@ -263,16 +263,18 @@ class _Estimator:
         runs, metric, points, method = question.runs, question.metric, question.senders_points, METHODS[self.method]
         logits, source, other = observed(self.model, runs.swapped(), metric, points)
         if method.way is not None:
-            own_logits, base, own = observed(self.model, runs, metric, points)
-            recorded = method.way(question, own, stand_ins(self.value, own, other, means), self.steps)
+            kept = past_names(self.model) if question.resumes else []
+            own_logits, base, own = observed(self.model, runs, metric, [*points, *kept])
         else:
             at_the_run = question.recorded()
             own_logits, base, own = at_the_run.logits, at_the_run.scores, at_the_run.values
             recorded = iter([(question.everyone, 1, at_the_run)])
         taken = stand_ins(self.value, own, {name: other[name] for name in points}, means)
         with torch.no_grad():
-            own = {name: kept for name, kept in own.items() if name not in question.points}
-            paths = DirectPaths(self.model, own, taken, runs.mask, freeze_mlps=True)
+            run = {name: kept for name, kept in own.items() if name not in question.points}
+            paths = DirectPaths(self.model, run, taken, runs.mask, freeze_mlps=True)
+            if method.way is not None:
+                recorded = method.way(question.after(paths.moving.start, own), own, taken, self.steps)
             effects, slopes = self._effects(question, method.products(self.model, self.graph, paths), recorded)
             by_logits = (slopes * (logits - own_logits)).double().sum((1, 2))
             return effects, base.detach(), source, slopes.abs().amax((1, 2)), by_logits
@@ -285,7 +287,7 @@ class _Estimator:
         slopes = []
         for senders, steps, recording in recorded:
             gradients = recording.gradients(question.receivers)
-            found = products.of(senders, recording.values, gradients) / steps
+            found = products.of(senders, recording.values, gradients, recording.start) / steps
             if scores is None:
                 scores = found.new_zeros((len(self.graph.senders), *found.shape[1:]))
             scores[senders.start : senders.stop] += found

@@ -6,20 +6,21 @@ Each way gives runs, with the senders whose edges their gradients are for, and h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from analyses.recording import Recording, record
+from analyses.recording import Past, Recording, record
 from interp.contract import HookedModel, NamedHook
 from interp.graph import Graph
 from interp.markers import pure
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.sites import Site
+from interp.sweep.base import can_resume
 
 Activations = Mapping[str, Tensor]
 Recorded = Iterator[tuple[range, int, Recording]]
@@ -30,7 +31,8 @@ Way = Callable[["Question", Activations, Activations, int], Recorded]
 class Question:
     """What is asked of a batch of prompts: the model, its graph, and the run whose metric the gradients are of.
 
-    edits: hooks that the run has. points: where gradients are taken beside the receivers.
+    edits: hooks that the run has. points: where gradients are taken beside the receivers. past: the positions that no
+    run along the way changes.
     """
 
     model: HookedModel | Any
@@ -39,6 +41,7 @@ class Question:
     metric: AnyMetric
     edits: Sequence[NamedHook] = ()
     points: Sequence[str] = ()
+    past: Past | None = None
 
     @property
     def everyone(self) -> range:
@@ -59,10 +62,26 @@ class Question:
         last = Site("resid_post", self.graph.n_layers - 1)
         return list(dict.fromkeys([*((site or last).hook_name for site in self.graph.receivers), *self.points]))
 
+    @property
+    def resumes(self) -> bool:
+        """Whether runs may leave out positions at the start: the model can, and the metric reads known ones."""
+        causal = getattr(self.model.cfg, "attention_dir", "causal") == "causal"
+        return can_resume(self.model) and causal and self.metric.positions(self.runs) is not None
+
+    def after(self, start: int, own: Activations) -> Question:
+        """The same for runs that change nothing before `start`, and leave that out unless the metric reads there.
+
+        own: the activations of the run that is patched, those of `past_names` among them.
+        """
+        read = self.metric.positions(self.runs) if start and self.resumes else None
+        if read is None or int(read.min()) < start:
+            return self
+        return replace(self, past=Past.of(self.model, start, own))
+
     def recorded(self, *edits: NamedHook) -> Recording:
         """A run with its graph."""
         names = dict.fromkeys([*self.streams, *self.receivers, *self.senders_points])
-        return record(self.model, self.runs, self.metric, list(names), edits=[*self.edits, *edits])
+        return record(self.model, self.runs, self.metric, list(names), edits=[*self.edits, *edits], past=self.past)
 
 
 def along_inputs(question: Question, own: Activations, other: Activations, steps: int) -> Recorded:
@@ -84,10 +103,11 @@ def along_activations(question: Question, own: Activations, other: Activations, 
 
 
 def between(own: Activations, other: Activations, share: float) -> Callable[..., Tensor]:
-    """A hook that puts an activation between the other run's and the run's own."""
+    """A hook that puts an activation, of all positions or of the last, between the other run's and the run's own."""
 
     @pure
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        return torch.lerp(other[hook.name].to(activation), own[hook.name].to(activation), share)
+        one, two = (run[hook.name][:, -activation.shape[1] :].to(activation) for run in (other, own))
+        return torch.lerp(one, two, share)
 
     return hook

@@ -44,10 +44,11 @@ class EdgeProducts:
     paths: DirectPaths
     _last: dict[tuple[Any, ...], Deltas] = field(default_factory=dict, repr=False)
 
-    def of(self, senders: range, streams: Activations, gradients: Activations) -> Products:
+    def of(self, senders: range, streams: Activations, gradients: Activations, start: int = 0) -> Products:
         """The products from some senders, neighbours in the graph, to every receiver; 0 where there is no edge.
 
         streams: at the input of every layer. gradients: at q, k, v and mlp_in of every layer, and at the last stream.
+        start: the position of their first entries; before it no sender may change anything.
         """
         n_prompts, n_pos = self.paths.chosen.shape
         positions = () if self.graph.n_pos is None else (n_pos,)
@@ -55,10 +56,11 @@ class EdgeProducts:
         wide = torch.promote_types(self.model.dtype, torch.float32)
         found = torch.zeros(shape, dtype=wide, device=self.model.device)
         for part in self._parts(len(senders)):
-            delta = self._written(senders, *part)
+            delta, (prompts, pos) = self._written(senders, *part), part
+            entries = prompts, slice(pos.start - start, pos.stop - start)
             for receivers, count in self._layers(senders):
                 if count:
-                    products = self._products(receivers, part, delta[:count], streams, gradients)
+                    products = self._products(receivers, entries, delta[:count], streams, gradients)
                     here = part if positions else part[:1]
                     found[(slice(count), slice(receivers.start, receivers.stop), *here)] += products
         return found

@@ -36,14 +36,14 @@ Turn = Float[Tensor, "prompt pos out d_head"]
 class SoftmaxProducts(EdgeProducts):
     """The products of `analyses.edge_products`, but for edges into queries and keys."""
 
-    def of(self, senders: range, streams: Activations, gradients: Activations) -> Products:
+    def of(self, senders: range, streams: Activations, gradients: Activations, start: int = 0) -> Products:
         """streams: also all that `softmax_fix.Layer` names, of a run that keeps its graph. gradients: also at the
         patterns.
 
         Raises:
             LabError: the model's patterns are not the softmax of q . k / sqrt(d_head), rotated or not.
         """
-        found = super().of(senders, streams, gradients)
+        found = super().of(senders, streams, gradients, start)
         for layer in range(self.graph.n_layers):
             self._recompute(found, senders, _Attention.of(self.model, layer, streams, gradients))
         return found

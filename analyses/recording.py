@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,49 @@ from torch import Tensor
 
 from interp.contract import HookedModel, NamedHook
 from interp.errors import LabError
+from interp.kv_cache import KeyValueCache, LayerCache
 from interp.markers import pure, reads_only
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.sites import Site
-from interp.sweep.base import can_resume, pick, read_logits, scored
+from interp.sweep.base import can_resume, pick, read_logits, resume_names, scored
+
+
+@dataclass(frozen=True)
+class Past:
+    """The positions before `start`, for runs that do not change them: keys and values of every layer, of all positions.
+
+    As the sweep's rows, such runs resume after them.
+    """
+
+    start: int
+    keys_and_values: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, model: Any, start: int, values: Mapping[str, Tensor]) -> Past:
+        """values: of a run, by hook name, with those of `past_names`."""
+        names = [resume_names(model, layer)[1:] for layer in range(model.cfg.n_layers)]
+        return cls(start, tuple((values[k], values[v]) for k, v in names))
+
+    def cache(self, pairs: PromptPairs) -> KeyValueCache:
+        """To be read, not added to."""
+        cache = KeyValueCache(mask=pairs.mask[:, : self.start])
+        cache.unpadded = not pairs.padded
+        for layer, (k, v) in enumerate(self.keys_and_values):
+            cache.layers[layer] = LayerCache(k[:, : self.start], v[:, : self.start])
+        cache.freeze()
+        return cache
+
+
+def past_names(model: Any) -> list[str]:
+    """The hook points of what a `Past` is made of."""
+    return [name for layer in range(model.cfg.n_layers) for name in resume_names(model, layer)[1:]]
 
 
 @dataclass(frozen=True)
 class Recording:
     """One run of the clean prompts. logits: those that the metric reads, or all. scores: the metric. values: what
-    passed the hook points, by name.
+    passed the hook points, by name, from position `start` on.
 
     Parameters need no gradient for this, and get none.
     """
@@ -31,6 +63,7 @@ class Recording:
     scores: Float[Tensor, "batch"]
     values: dict[str, Tensor]
     dropped: set[int] = field(default_factory=set)
+    start: int = 0
 
     def gradients(self, names: Sequence[str], dropped: int | None = None) -> dict[str, Tensor]:
         """dm/da at each of these hook points; each prompt has its own, since no prompt's metric reads another.
@@ -59,9 +92,10 @@ def record(
     names: Sequence[str],
     droppable: bool = False,
     edits: Sequence[NamedHook] = (),
+    past: Past | None = None,
 ) -> Recording:
     """Run the clean prompts and keep the graph. droppable: prepare for gradients with a layer dropped. edits: hooks
-    that are made before the activations are kept.
+    that are made before the activations are kept. past: run the positions after it alone.
 
     Raises:
         LabError: the model or the metric gives no gradient.
@@ -71,10 +105,10 @@ def record(
     hooks: list[NamedHook] = [*edits, *((name, _keep(values)) for name in names)]
     if droppable:
         hooks += _drops(model, dropped)
-    logits, scores = _run(model, pairs, metric, hooks)
+    logits, scores = _run(model, pairs, metric, hooks, past)
     if not scores.requires_grad:
         raise LabError(f"the metric {metric.name!r} has no gradient; try 'logit_diff' or 'log_prob'.")
-    return Recording(logits, scores, values, dropped)
+    return Recording(logits, scores, values, dropped, 0 if past is None else past.start)
 
 
 def observed(
@@ -93,17 +127,19 @@ def observed(
 
 
 def _run(
-    model: Any, pairs: PromptPairs, metric: AnyMetric, hooks: Sequence[NamedHook]
+    model: Any, pairs: PromptPairs, metric: AnyMetric, hooks: Sequence[NamedHook], past: Past | None = None
 ) -> tuple[Float[Tensor, "batch n token"], Float[Tensor, "batch"]]:
     """The logits that the metric reads (all, of a model that cannot stop before them) and the metric."""
-    mask, resumes = pairs.mask if pairs.padded else None, can_resume(model)
+    start = 0 if past is None else past.start
+    tokens, mask, resumes = pairs.clean[:, start:], pairs.mask[:, start:] if pairs.padded else None, can_resume(model)
     with model.hooks(hooks):
         if not resumes:
-            logits = _with_graph(model, model(pairs.clean, attention_mask=mask))
+            logits = _with_graph(model, model(tokens, attention_mask=mask))
             return logits, metric(logits, pairs)
-        final = _with_graph(model, model(pairs.clean, attention_mask=mask, stop_at_layer=model.cfg.n_layers))
+        resume = {} if past is None else {"past_kv_cache": past.cache(pairs)}
+        final = _with_graph(model, model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, **resume))
         positions = metric.positions(pairs)
-        logits = read_logits(model, final if positions is None else pick(final, positions), pairs, metric)
+        logits = read_logits(model, final if positions is None else pick(final, positions - start), pairs, metric)
     return logits, scored(logits, pairs, metric)
 
 
