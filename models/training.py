@@ -95,11 +95,9 @@ def train(
 
 def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats over the targets that count."""
-    padding = {} if batch.mask is None else {"attention_mask": batch.mask}
-    logits = model(batch.tokens, **padding)
     targets = batch.with_targets().targets
     assert targets is not None
-    return cross_entropy(logits, targets)
+    return cross_entropy(batch.logits(model), targets)
 
 
 def cross_entropy(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
