@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
-from models.attention import Attention, Mask, Stream, at_positions
+from models.attention import Mask, at_positions
+from models.attention_module import Attention, Stream
 from models.config import TransformerConfig
 from models.mlp import make_mlp
 from models.norm import NoNorm, make_norm, make_post_norm
