@@ -109,12 +109,14 @@ def attention_scores(
     mask: Mask | None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias: Bias | None = None,
 ) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """q · k / scale in float32 at least; where the mask is False, minus infinity.
+    """q · k / scale + bias in float32 at least; where the mask is False, minus infinity.
 
     The lowest finite number stands for minus infinity: its weight is 0 as well, and a query that sees nothing stays
     finite. With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads).
-    scale: sqrt(d_head) by default. soft_cap: cap · tanh(scores / cap), before the mask (Gemma 2, arXiv:2408.00118).
+    scale: sqrt(d_head) by default. soft_cap: cap · tanh(scores / cap) (Gemma 2, arXiv:2408.00118). bias: added after
+    it, before the mask (T5's relative positions, arXiv:1910.10683, §2.1).
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(wide) / (scale or math.sqrt(q.shape[-1]))  # before the product, where there is less to divide
@@ -122,6 +124,7 @@ def attention_scores(
     products = grouped @ rearrange(k.to(wide), "b k_pos kv d -> b kv d k_pos")
     scores = rearrange(products, "b kv (group q_pos) k_pos -> b (kv group) q_pos k_pos", q_pos=q.shape[1])
     scores = soft_capped(scores, soft_cap)
+    scores = scores if bias is None else scores + bias
     return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
 
 
@@ -141,15 +144,23 @@ def fused_attention(
     mask: Mask | None,
     causal: bool,
     scale: float | None = None,
+    bias: Bias | None = None,
 ) -> Float[Tensor, "batch q_pos head d_head"]:
-    """`mix_values(softmax(attention_scores(q, k, mask, scale)), v)` in one kernel."""
+    """`mix_values(softmax(attention_scores(q, k, mask, scale, bias=bias)), v)` in one kernel.
+
+    causal: the kernel's own causal mask, where there are neither mask nor bias.
+    """
+    added: Tensor | None = mask
+    if bias is not None:  # the kernel adds it in the dtype of the queries
+        bias = bias.to(q.dtype)
+        added = bias if mask is None else bias.masked_fill(~mask, torch.finfo(q.dtype).min)
     q, k, v = (rearrange(x, "batch pos head d -> batch head pos d") for x in (q, k, v))
     z = F.scaled_dot_product_attention(
         q,
         k,
         v,
-        mask,
-        is_causal=causal and mask is None,
+        added,
+        is_causal=causal and added is None,
         enable_gqa=k.shape[1] != q.shape[1],
         scale=None if scale is None else 1 / scale,
     )
@@ -187,6 +198,14 @@ def at_positions(
     """Each row's entries at its own positions."""
     rows = torch.arange(len(index), device=index.device)
     return x.expand(len(index), *x.shape[1:])[rearrange(rows, "batch -> batch 1"), index]
+
+
+def queries_at(
+    x: Shaped[Tensor, "#batch #head q_pos k_pos"], index: Int[Tensor, "batch n"]
+) -> Shaped[Tensor, "batch #head n k_pos"]:
+    """The rows of a mask or a bias that belong to some of the queries, each prompt its own."""
+    rows = at_positions(rearrange(x, "batch head q_pos k_pos -> batch q_pos head k_pos"), index)
+    return rearrange(rows, "batch n head k_pos -> batch head n k_pos")
 
 
 def _one_head(

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from interp.factored_matrix import FactoredMatrix
 from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
-from models.attention import Mask, at_positions, attention_scores, causal_mask, fused_attention, mix_values
+from models.attention import (
+    Bias,
+    Mask,
+    at_positions,
+    attention_scores,
+    causal_mask,
+    fused_attention,
+    mix_values,
+    queries_at,
+)
 from models.config import TransformerConfig
 from models.norm import RMSNorm, WidthNorm
 from models.positions import RotaryPositions
@@ -59,12 +68,16 @@ class Attention(nn.Module):
         rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
+        bias: Bias | None = None,
     ) -> Float[Tensor, "batch n d_model"]:
-        """finish: the position of each query among the keys' inputs, where there are fewer queries."""
+        """finish: the position of each query among the keys' inputs, where there are fewer queries.
+
+        mask, bias: of all queries, also where only some go on.
+        """
         q = _project(query_input, self.q, self.cfg.n_heads)
         k = _project(key_input, self.k, self.cfg.n_kv_heads)
         v = _project(value_input, self.v, self.cfg.n_kv_heads)
-        return self.mix(q, k, v, mask, rotation, past, finish)
+        return self.mix(q, k, v, mask, rotation, past, finish, bias)
 
     def mix(
         self,
@@ -75,6 +88,7 @@ class Attention(nn.Module):
         rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch q_pos"] | None = None,
+        bias: Float[Tensor, "#batch #head pos k_pos"] | None = None,
     ) -> Float[Tensor, "batch q_pos d_model"]:
         """From queries, keys and values to what is written to the stream."""
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
@@ -89,7 +103,8 @@ class Attention(nn.Module):
             k, v = past.append(k, v)
         if finish is not None:
             mask = self.mask_of(mask, finish, n_new, k.shape[1])
-        return self.write(self.hook_z(self.attend(q, k, v, mask)))
+            bias = None if bias is None else queries_at(bias, finish)
+        return self.write(self.hook_z(self.attend(q, k, v, mask, bias)))
 
     def mask_of(
         self, mask: Mask | None, finish: Int[Tensor, "batch n"], n_queries: int, n_keys: int
@@ -98,8 +113,7 @@ class Attention(nn.Module):
         if mask is None and not self.cfg.causal:
             return None
         mask = causal_mask(n_queries, n_keys, finish.device) if mask is None else mask
-        rows = at_positions(rearrange(mask, "batch 1 q_pos k_pos -> batch q_pos k_pos"), finish)
-        return rearrange(rows, "batch n k_pos -> batch 1 n k_pos")
+        return queries_at(mask, finish)
 
     def attend(
         self,
@@ -107,18 +121,20 @@ class Attention(nn.Module):
         k: Float[Tensor, "batch k_pos kv_head d_head"],
         v: Float[Tensor, "batch k_pos kv_head d_head"],
         mask: Mask | None,
+        bias: Bias | None = None,
     ) -> Float[Tensor, "batch q_pos head d_head"]:
         """z, by the fused kernel or, when scores or pattern are hooked, step by step."""
         n_queries, n_keys = q.shape[1], k.shape[1]
         cfg = self.cfg
         explicit = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks() or cfg.attn_scores_soft_cap
-        # The fused kernel's own causal mask assumes as many keys as queries; one query at the end sees all keys.
-        if mask is None and self.cfg.causal and n_queries > 1 and (explicit or n_queries != n_keys):
+        # The kernel's own causal mask needs as many keys as queries, and no bias; one query at the end sees all keys.
+        own = not explicit and bias is None and n_queries == n_keys
+        if mask is None and cfg.causal and n_queries > 1 and not own:
             mask = causal_mask(n_queries, n_keys, q.device)
         if not explicit:
-            return fused_attention(q, k, v, mask, cfg.causal and n_queries == n_keys, cfg.attn_scale)
-        scores = self.hook_attn_scores(attention_scores(q, k, mask, cfg.attn_scale, cfg.attn_scores_soft_cap))
-        return mix_values(self.hook_pattern(scores.softmax(-1)), v)
+            return fused_attention(q, k, v, mask, cfg.causal and n_queries == n_keys, cfg.attn_scale, bias)
+        scores = attention_scores(q, k, mask, cfg.attn_scale, cfg.attn_scores_soft_cap, bias)
+        return mix_values(self.hook_pattern(self.hook_attn_scores(scores).softmax(-1)), v)
 
     def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """Each head's z through its part of W_O, summed, plus b_O."""
