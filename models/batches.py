@@ -109,6 +109,13 @@ class Windows:
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
 
+def shuffled(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which of n examples the batch of a step holds: each once in an epoch, every epoch in an order of its own."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: torch.randperm(n, generator=step_generator(seed, epoch)) for epoch in {p // n for p in places}}
+    return [int(orders[place // n][place % n]) for place in places]
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A random generator for one step of one seed; neighbouring steps and seeds are unrelated."""
     mixed = torch.Generator().manual_seed(seed).initial_seed() * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03
