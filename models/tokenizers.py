@@ -1,15 +1,18 @@
 """Text <-> token ids, by Hugging Face `tokenizers` (the Rust library, not transformers).
 
-Three sources: an alphabet (`characters`), a corpus (`train_bpe`), a directory that holds `tokenizer.json` or
-`vocab.json` with `merges.txt` (`Tokenizer.from_dir`). Whether a model puts the start token first is the model's
-business (`default_prepend_bos`); `encode` never adds one.
+Three sources: an alphabet (`characters`) or the characters of a text (`characters_of`), a corpus (`train_bpe`), a
+directory that holds `tokenizer.json` or `vocab.json` with `merges.txt` (`Tokenizer.from_dir`; by the name of a model,
+GPT-2's say, `models.pretrained.load_tokenizer`). A text that a vocabulary cannot spell is refused, never cut. Whether
+a model puts the start token first is the model's business (`default_prepend_bos`); `encode` never adds one.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 # GPT-2's split, but digits go in pairs: " 1732" is " 17" and "32", whatever the corpus.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+_RARE = "☃ꙮ𓀀"  # if a vocabulary has any way with characters that it lacks, it has one with these
 
 
 class NoTokenizerError(LabError):
@@ -75,12 +81,17 @@ class Tokenizer:
         """The ids of a text, by default without start or end tokens, which the file may have a rule to add.
 
         Raises:
-            LabError: the text has a character for which the vocabulary has no token.
+            LabError: the text has a character for which the vocabulary has no token; the first one is named, with its
+                place.
         """
         try:
-            return self.core.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = self.core.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # the Rust library raises bare Exceptions
+            self._refuse_missing(text)
             raise LabError(f"this tokenizer cannot encode {text!r}: {error}.") from error
+        if self._leaves_out:
+            self._refuse_missing(text)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens written out."""
@@ -139,6 +150,37 @@ class Tokenizer:
         core.add_special_tokens([token for token in special if core.token_to_id(token.content) is not None])
         return cls(core, **{role: token for role, token in roles.items() if core.token_to_id(token) is not None})
 
+    @cached_property
+    def _leaves_out(self) -> bool:
+        """Whether characters that the vocabulary lacks get no token at all, as in a BPE without an unknown token."""
+        return any(not self._spells(character) for character in _RARE)
+
+    def _spells(self, character: str) -> bool:
+        try:
+            some = bool(self.core.encode(character, add_special_tokens=False).ids)
+        except Exception:  # the Rust library raises bare Exceptions
+            return False
+        return some or (character.isspace() and self.core.pre_tokenizer is not None)  # which may split at spaces
+
+    def _refuse_missing(self, text: str) -> None:
+        """Raises:
+        LabError: the vocabulary lacks a character of the text, outside of its special tokens.
+        """
+        lacking = {character for character in set(text) if not self._spells(character)}
+        if not lacking:
+            return
+        special = [re.escape(token.content) for token in self.core.get_added_tokens_decoder().values()]
+        pieces = "|".join([*special, f"([{re.escape(''.join(sorted(lacking)))}])"])
+        offset = next((found.start() for found in re.finditer(pieces, text) if found[1]), None)
+        if offset is None:
+            return
+        line, column = text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+        raise LabError(
+            f"the vocabulary of {len(self)} tokens cannot encode {text[offset]!r} (U+{ord(text[offset]):04X}), line "
+            f"{line}, column {column} of the text (offset {offset}).  Take it out, or use "
+            "a byte-level vocabulary (models.tokenizers.train_bpe), which spells any text."
+        )
+
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.core.token_to_id(token)
 
@@ -156,6 +198,17 @@ def characters(alphabet: str) -> Tokenizer:
     core.decoder = decoders.Fuse()
     core.add_special_tokens([END])
     return Tokenizer(core, bos_token=END, eos_token=END)
+
+
+def characters_of(text: str) -> Tokenizer:
+    """One token per character that occurs in `text`, in the order of their code points; see `characters`.
+
+    Raises:
+        LabError: an empty text.
+    """
+    if not text:
+        raise LabError("an empty text has no characters; expected at least one.")
+    return characters("".join(sorted(set(text))))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> Tokenizer:
