@@ -147,7 +147,7 @@ def _check(model: HookedModel | Any, rows: Int[Tensor, "batch pos"]) -> None:
     if rows.shape[1] > n_ctx:
         raise LabError(
             f"rows of {rows.shape[1]} positions do not fit the window of {name!r}, {n_ctx} (n_ctx).  Where positions "
-            "are computed, not learned, models.positions.with_window gives the model a longer one."
+            "are computed, not learned, models.context.with_context gives the model a longer one."
         )
     if int(rows.min()) < 0 or int(rows.max()) >= d_vocab:
         raise LabError(
