@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from analyses.circuits import evaluate_circuits
     from analyses.comparison import compare
     from analyses.composition import head_composition
+    from analyses.context import context_losses
     from analyses.copying import copying_scores
     from analyses.directions import ablate_direction, add_direction, generate_with, steering_vectors
     from analyses.edge_estimates import edge_attribution
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from analyses.predictions import compare_predictions
     from analyses.role_evidence import head_roles
     from analyses.roles import head_scores
+    from analyses.sampling import sampling_effects
     from analyses.similarity import layer_similarity
     from analyses.singular import singular_directions
     from analyses.stability import ranking_stability
@@ -62,6 +64,7 @@ __all__ = [
     "compare_predictions",
     "completeness",
     "component_lens",
+    "context_losses",
     "copying_scores",
     "cumulative_ablation",
     "direction_ablation",
@@ -90,6 +93,7 @@ __all__ = [
     "path_patching",
     "qk_circuit",
     "ranking_stability",
+    "sampling_effects",
     "singular_directions",
     "source_attribution",
     "steering_effect",
@@ -120,6 +124,7 @@ __getattr__ = attributes(
         "compare_predictions": "analyses.predictions",
         "completeness": "analyses.circuit_checks",
         "component_lens": "analyses.lens",
+        "context_losses": "analyses.context",
         "copying_scores": "analyses.copying",
         "cumulative_ablation": "analyses.knockouts",
         "direction_ablation": "analyses.steering",
@@ -148,6 +153,7 @@ __getattr__ = attributes(
         "path_patching": "analyses.paths",
         "qk_circuit": "analyses.weights",
         "ranking_stability": "analyses.stability",
+        "sampling_effects": "analyses.sampling",
         "singular_directions": "analyses.singular",
         "source_attribution": "analyses.attribution",
         "steering_effect": "analyses.steering",

@@ -89,7 +89,7 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def keep_top_p(logits: Logits, p: float) -> Logits:
+def keep_top_p(logits: Logits, p: float | int) -> Logits:
     """All but the fewest highest whose probabilities reach p set to -inf; the highest always stays."""
     if p >= 1:
         return logits

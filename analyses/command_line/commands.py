@@ -29,6 +29,7 @@ from analyses.command_line.options import (
 )
 from analyses.command_line.steering import steer
 from analyses.command_line.tracing import trace
+from analyses.command_line.writing import sampling
 
 
 def _components() -> tuple[str, ...]:
@@ -227,4 +228,4 @@ def heads(
     deliver(output, found.to_dict(), scores_view(found, top), found)
 
 
-COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, compare)
+COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, sampling, compare)
