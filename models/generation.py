@@ -83,7 +83,7 @@ def generate_tokens(
     check_prompt(model, tokens, mask, max_new_tokens)
     mask = None if mask is None or bool(mask.all()) else mask
     stops = torch.tensor(sorted(stop_tokens), dtype=tokens.dtype, device=tokens.device)
-    source = _generator(tokens.device, seed)
+    source = random_source(tokens.device, seed)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     cache = KeyValueCache()
     new = tokens
@@ -171,7 +171,8 @@ def _text(model: GPT, row: Int[Tensor, "pos"], real: Bool[Tensor, "prompt_pos"],
     return model.tokenizer.decode(ids[1:] if ids[0] == model.tokenizer.bos_token_id else ids)
 
 
-def _generator(device: torch.device, seed: int | None) -> torch.Generator:
+def random_source(device: torch.device, seed: int | None) -> torch.Generator:
+    """What tokens are drawn with; None draws anew each time."""
     source = torch.Generator(device)
     if seed is None:
         source.seed()
