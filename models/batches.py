@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,7 +51,7 @@ class Batch:
         """The same batch on a device; to a GPU without waiting for the copy."""
         if self.tokens.device == device:
             return self
-        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: t if t is None else _moved(t, device) for name, t in tensors.items()})
 
 

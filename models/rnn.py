@@ -1,0 +1,220 @@
+"""What came before transformers: a recurrent encoder-decoder, with and without attention.
+
+    model = RNNEncoderDecoder(RNNConfig("GRU", d_vocab=20, d_model=32, d_hidden=64, d_attn=64))
+    logits = model(source, decoder_input, attention_mask=real)         # teacher forcing
+    answers = model.generate(source, max_new_tokens=20)                # greedy
+
+Without `d_attn` it is that of Sutskever et al. 2014 (arXiv:1409.3215) and Cho et al. 2014 (arXiv:1406.1078): all that
+the decoder knows of the source is one vector, the encoder's last state. With it, each step of the decoder also reads
+the context that additive attention takes from all states of the encoder (Bahdanau et al. 2015, arXiv:1409.0473). The
+paper's encoder reads both ways and its output layer also sees embedding and context; here nothing but the attention
+tells the two models apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interp.errors import LabError
+from interp.hook_point import HookPoint
+from interp.hooks import HookedModule
+from interp.step_hooks import Steps
+from models.rnn_attention import AdditiveAttention
+from models.rnn_cells import Recurrent, State
+from models.rnn_config import RNNConfig
+
+Mask = Bool[Tensor, "batch source_pos"] | Int[Tensor, "batch source_pos"]
+
+
+class Decoder(Recurrent):
+    """The decoder: a recurrent layer, with attention to the encoder's states where the config has it, and logits."""
+
+    def __init__(self, cfg: RNNConfig) -> None:
+        super().__init__(cfg, cfg.d_context)
+        self.attention = None if cfg.d_attn is None else AdditiveAttention(cfg)
+        if self.attention is not None:
+            self.hook_attn_scores, self.hook_pattern, self.hook_context = HookPoint(), HookPoint(), HookPoint()
+        self.unembed = nn.Linear(cfg.d_hidden, cfg.d_vocab)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        state: State,
+        memory: Float[Tensor, "batch source_pos d_hidden"],
+        mask: Bool[Tensor, "batch source_pos"] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], State]:
+        """The logits after each token, and the state after the last."""
+        embed = self.embedded(tokens)
+        if self.attention is None:
+            hidden, state = self.run(embed, state)
+            return self.unembed(hidden), state
+        keys, n_steps = self.attention.keys(memory), tokens.shape[1]
+        points = (self.hook_attn_scores, self.hook_pattern, self.hook_context)
+        hooked = scores_at, pattern_at, context_at = [Steps(point, n_steps) for point in points]
+
+        def read(step: int, before: State) -> Float[Tensor, "batch d_input"]:
+            assert self.attention is not None
+            pattern = pattern_at(scores_at(self.attention(before[0], keys, mask)).softmax(-1))
+            mixed = einsum(pattern.to(memory.dtype), memory, "batch k_pos, batch k_pos d -> batch d")
+            return torch.cat([embed[:, step], context_at(mixed)], -1)
+
+        hidden, state = self.run_by_steps(n_steps, read, state)
+        for point in hooked:
+            point.stacked()
+        return self.unembed(hidden), state
+
+
+class RNNEncoderDecoder(HookedModule):
+    """source -> encoder's states -> decoder -> logits of the next target token, every state on a hook point.
+
+    Hook points: `encoder.hook_embed` and `decoder.hook_embed` [batch pos d_model]; `encoder.hook_hidden` and
+    `decoder.hook_hidden` [batch pos d_hidden], the state after each position, and for an LSTM `hook_cell`; with
+    attention `decoder.hook_attn_scores` and `decoder.hook_pattern` [batch q_pos k_pos] and `decoder.hook_context`
+    [batch pos d_hidden]. A hook sees all positions at once; a state that it changes is what the next position starts
+    from, and the encoder's last one where the decoder starts (how: `interp.step_hooks`). At source padding the state
+    stays as it was and edits do nothing.
+
+    Fresh recurrent matrices are orthogonal, embeddings normal with deviation 1, other matrices Glorot's, biases zero.
+    There is no dropout; a new model is in evaluation mode.
+    """
+
+    def __init__(
+        self, cfg: RNNConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self._cfg = cfg
+        self.encoder, self.decoder = Recurrent(cfg), Decoder(cfg)
+        self.setup()
+        initialise(self, cfg)
+        self.to(device=device or cfg.device, dtype=dtype or cfg.dtype)
+        self.eval()
+
+    def forward(
+        self,
+        input: Int[Tensor, "batch source_pos"],
+        decoder_input: Int[Tensor, "batch pos"],
+        attention_mask: Mask | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits of the target token after each of `decoder_input`.
+
+        attention_mask: True (or 1) for the source's real tokens, False for padding, on either side. Padding after a
+        target changes nothing before it.
+
+        Raises:
+            LabError: ids out of range, no positions, batches or masks that do not fit, a source that is all padding.
+        """
+        memory, state, mask = self._encoded(input, attention_mask)
+        target = self._ids("decoder_input", decoder_input, batch=len(memory))
+        return self.decoder(target, state, memory, mask)[0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input: Int[Tensor, "batch source_pos"],
+        max_new_tokens: int = 20,
+        attention_mask: Mask | None = None,
+    ) -> Int[Tensor, "batch pos"]:
+        """The start token and what the decoder writes after it, always its likeliest token, until every target ended.
+
+        A row that ended before the others is filled up with the end's id.
+
+        Raises:
+            LabError: as `forward`, and for a number of tokens below 1.
+        """
+        if max_new_tokens < 1:
+            raise LabError(f"max_new_tokens={max_new_tokens}; expected at least 1.")
+        memory, state, mask = self._encoded(input, attention_mask)
+        end = self._cfg.eos_token_id
+        token = torch.full((len(memory), 1), self._cfg.decoder_start_token_id, device=self.device)
+        written, ended = [token], torch.zeros_like(token, dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            logits, state = self.decoder(token, state, memory, mask)
+            token = logits.argmax(-1)
+            if end is not None:
+                token = token.masked_fill(ended, end)
+                ended = ended | (token == end)
+            written.append(token)
+            if bool(ended.all()):
+                break
+        return torch.cat(written, 1)
+
+    def _encoded(self, input: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, State, Tensor | None]:
+        """The encoder's states, the last of them, and the mask."""
+        source = self._ids("the source", input)
+        mask = None if attention_mask is None else self._mask(attention_mask, source)
+        memory, state = self.encoder.run(self.encoder.embedded(source), self.encoder.start(len(source)), mask)
+        return memory, state, mask
+
+    def _ids(self, what: str, tokens: Tensor, batch: int | None = None) -> Tensor:
+        """Raises:
+        LabError: not ids [batch pos] of this vocabulary, or of another batch.
+        """
+        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+            raise LabError(
+                f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
+                "at least one."
+            )
+        if batch is not None and len(tokens) != batch:
+            raise LabError(f"{what} has {len(tokens)} rows, the source {batch}; expected as many of each.")
+        low, high = (int(end) for end in tokens.aminmax())
+        if low < 0 or high >= self._cfg.d_vocab:
+            raise LabError(
+                f"{what} holds ids from {low} to {high}; expected 0 to {self._cfg.d_vocab - 1} "
+                f"(d_vocab={self._cfg.d_vocab})."
+            )
+        return tokens.to(self.device)
+
+    def _mask(self, mask: Tensor, source: Tensor) -> Tensor:
+        if mask.shape != source.shape:
+            raise LabError(
+                f"attention_mask has shape {tuple(mask.shape)}, expected the source's {tuple(source.shape)}."
+            )
+        real = mask.to(self.device, torch.bool)
+        hidden = (~real.any(1)).nonzero()
+        if len(hidden):
+            raise LabError(f"attention_mask hides all of source {int(hidden[0])}; expected at least one real token.")
+        return real
+
+    @property
+    def cfg(self) -> RNNConfig:
+        """The config, with the current device and dtype."""
+        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
+            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
+        return self._cfg
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.W_E.dtype
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_hidden d_vocab"]:
+        return self.decoder.unembed.weight.T
+
+
+@torch.no_grad()
+def initialise(model: RNNEncoderDecoder, cfg: RNNConfig) -> None:
+    """Draw the weights anew, from `cfg.seed` when it is set; see `RNNEncoderDecoder`."""
+    generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        if name.endswith(".W_E"):
+            parameter.normal_(generator=generator)
+        elif ".weight_hh" in name:
+            for gate in parameter.split(cfg.d_hidden):
+                nn.init.orthogonal_(gate, generator=generator)
+        elif name.endswith(".v_a"):
+            parameter.normal_(0.0, cfg.d_hidden**-0.5, generator=generator)
+        elif parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter, generator=generator)
+        else:
+            parameter.zero_()
