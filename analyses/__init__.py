@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from analyses.edge_estimates import edge_attribution
     from analyses.edges import edge_patching
     from analyses.eigenvalues import circuit_eigenvalues
+    from analyses.embeddings import analogies, nearest_tokens
     from analyses.fourier import modular_spectrum
     from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.known_circuits import auroc
+    from analyses.lengths import loss_by_position
     from analyses.lens import component_lens, logit_lens
     from analyses.losses import compare_losses
     from analyses.mask_training import edge_pruning
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from analyses.patching import activation_patching
     from analyses.paths import path_patching
     from analyses.patterns import attention_patterns
+    from analyses.position_vectors import position_geometry
     from analyses.predictions import compare_predictions
+    from analyses.principal import embedding_pca
     from analyses.role_evidence import head_roles
     from analyses.roles import head_scores
     from analyses.sampling import sampling_effects
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from analyses.tracing import causal_trace
     from analyses.training_checkpoints import training_course
     from analyses.trajectories import lens_trajectories
+    from analyses.vocabularies import loss_per_byte, vocabulary_statistics
     from analyses.weights import full_ov_circuit, full_qk_circuit, ov_circuit, qk_circuit, virtual_weights
 
 __all__ = [
@@ -53,6 +58,7 @@ __all__ = [
     "acdc",
     "activation_patching",
     "add_direction",
+    "analogies",
     "attention_knockout",
     "attention_patterns",
     "attribution_patching",
@@ -71,6 +77,7 @@ __all__ = [
     "edge_attribution",
     "edge_patching",
     "edge_pruning",
+    "embedding_pca",
     "evaluate_circuits",
     "faithfulness_curve",
     "find_circuit",
@@ -86,11 +93,15 @@ __all__ = [
     "layer_similarity",
     "lens_trajectories",
     "logit_lens",
+    "loss_by_position",
+    "loss_per_byte",
     "minimality",
     "modular_spectrum",
+    "nearest_tokens",
     "neuron_attribution",
     "ov_circuit",
     "path_patching",
+    "position_geometry",
     "qk_circuit",
     "ranking_stability",
     "sampling_effects",
@@ -102,6 +113,7 @@ __all__ = [
     "strongest_nodes",
     "training_course",
     "virtual_weights",
+    "vocabulary_statistics",
     "write_report",
 ]
 
@@ -113,6 +125,7 @@ __getattr__ = attributes(
         "acdc": "analyses.acdc_search",
         "activation_patching": "analyses.patching",
         "add_direction": "analyses.directions",
+        "analogies": "analyses.embeddings",
         "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
         "attribution_patching": "analyses.gradients",
@@ -131,6 +144,7 @@ __getattr__ = attributes(
         "edge_attribution": "analyses.edge_estimates",
         "edge_patching": "analyses.edges",
         "edge_pruning": "analyses.mask_training",
+        "embedding_pca": "analyses.principal",
         "evaluate_circuits": "analyses.circuits",
         "faithfulness_curve": "analyses.circuit_curve",
         "find_circuit": "analyses.circuit_finding",
@@ -146,11 +160,15 @@ __getattr__ = attributes(
         "layer_similarity": "analyses.similarity",
         "lens_trajectories": "analyses.trajectories",
         "logit_lens": "analyses.lens",
+        "loss_by_position": "analyses.lengths",
+        "loss_per_byte": "analyses.vocabularies",
         "minimality": "analyses.circuit_checks",
         "modular_spectrum": "analyses.fourier",
+        "nearest_tokens": "analyses.embeddings",
         "neuron_attribution": "analyses.attribution",
         "ov_circuit": "analyses.weights",
         "path_patching": "analyses.paths",
+        "position_geometry": "analyses.position_vectors",
         "qk_circuit": "analyses.weights",
         "ranking_stability": "analyses.stability",
         "sampling_effects": "analyses.sampling",
@@ -162,6 +180,7 @@ __getattr__ = attributes(
         "strongest_nodes": "analyses.circuit_selection",
         "training_course": "analyses.training_checkpoints",
         "virtual_weights": "analyses.weights",
+        "vocabulary_statistics": "analyses.vocabularies",
         "write_report": "analyses.report",
     },
 )

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from analyses.lengths import loss_by_position
+from analyses import loss_by_position
 from models.studies.positions import PositionStudy
 
 
