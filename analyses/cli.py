@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.command_line.commands import COMMANDS
-from analyses.command_line.kinds import Device, Name, OutputFile, OutputFolder
+from analyses.command_line.kinds import Device, OutputFile
 from analyses.command_line.options import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
@@ -34,7 +34,8 @@ from analyses.command_line.options import (
     pairs_options,
     prompt_options,
 )
-from analyses.command_line.shell import Shell, note
+from analyses.command_line.shell import Shell
+from analyses.command_line.training import train
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
@@ -204,35 +205,7 @@ def _as_text(model: Any, tokens: Any, ids: bool) -> str:
     return str(model.to_string(tokens[start:]))
 
 
-@main.command()
-@click.argument("name")
-@click.option("--out", type=OutputFolder(), help="Where the model goes.  [default: ./NAME]")
-@click.option("--set", "changes", multiple=True, metavar="ENTRY=VALUE", help="Change the recipe: model.n_layers=1, ...")
-@click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and training.  [default: the recipe's]")
-@click.option("--device", type=Device(), help="cpu, cuda, mps.  [default: cpu]")
-@json_option
-def train(
-    name: str, out: Path | None, changes: tuple[str, ...], seed: int | None, device: str | None, output: Output
-) -> None:
-    """Make a model of the zoo anew, or the one of a recipe.toml; an interrupted run goes on where it was."""
-    from analyses.command_line.tables import deliver
-    from analyses.command_line.views import training_view
-    from models.checkpoints import read_log
-    from models.devices import available
-    from models.zoo import recipes
-
-    if not Path(name).exists():
-        Name("recipe", recipes.names).convert(name, None, click.get_current_context())
-    place = available(device)
-    recipe = recipes.find(name).changed([*changes, *([] if seed is None else [f"seed={seed}"])])
-    folder = out or OutputFolder().convert(recipe.name, None, None)
-    try:
-        recipes.replay(recipe, folder, place)
-    except KeyboardInterrupt:
-        note(f"the same command goes on from the last checkpoint in {folder}")
-        raise
-    records = read_log(folder)
-    deliver(output, {"model": str(folder), "log": records}, training_view(folder, records))
+main.add_command(train)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,27 @@
     [training]  the entries of a `TrainingConfig`
 
 with `name`, `summary`, `seed` (of data, fresh weights and training) and `notes` (for the card) above them.
+A recipe that goes on from a trained model says `start = "town"` (a name or a directory) in [model], and no more there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from interp.errors import LabError, choose
 from interp.files import write_text
+from interp.provenance import weights_hash
 from models.config import TransformerConfig
 from models.training import TrainingConfig, train
 from models.zoo.lessons import Lesson, checked
@@ -35,8 +40,16 @@ LESSONS = {
     "repeats": "models.zoo.repeats",
     "modular": "models.zoo.modular",
     "town": "models.zoo.corpus",
+    "text": "models.zoo.plain_text",
 }
 """Each kind of data, and the module whose `lesson(options, seed)` makes it."""
+
+FURTHER = {
+    "text": "models.zoo.plain_text:further",
+    "instructions": "models.zoo.fine_tuning:instructions",
+    "preferences": "models.zoo.fine_tuning:preferences",
+}
+"""Each kind of data for a model that is trained already, and the function of options, seed and model that makes it."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +74,29 @@ class Recipe:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-            entries = tomllib.loads(text)
         except OSError as problem:
             raise LabError(f"cannot read the recipe {str(path)!r}: {problem.strerror}.") from problem
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        except UnicodeDecodeError as problem:
             raise LabError(f"{str(path)!r} is not TOML: {problem}.") from problem
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> Recipe:
+        """The recipe in a text. path: where it stands, for messages.
+
+        Raises:
+            LabError: as `read`.
+        """
+        try:
+            entries = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as problem:
+            raise LabError(f"{path!r} is not TOML: {problem}.") from problem
         known = [f.name for f in fields(cls) if f.name != "text"]
         for entry in entries:
             choose("entry of a recipe", entry, known)
         missing = [name for name in ("name", "data", "model", "training") if name not in entries]
         if missing:
-            raise LabError(f"the recipe {str(path)!r} lacks {', '.join(missing)}.")
+            raise LabError(f"the recipe {path!r} lacks {', '.join(missing)}.")
         return cls(**entries, text=text)
 
     def changed(self, changes: Iterable[str]) -> Recipe:
@@ -101,15 +126,48 @@ class Recipe:
         return replace(changed, text=f"{self.text}\n# changed: {', '.join(changes)}\n") if changes else self
 
     def lesson(self) -> Lesson:
-        """The data.
+        """The data for a fresh model.
 
         Raises:
             LabError: an unknown kind of data, or settings that it does not have.
         """
-        kind = choose("kind of data", str(self.data.get("kind")), LESSONS)
-        options = {name: value for name, value in self.data.items() if name != "kind"}
+        kind, options = self._data(LESSONS)
         lesson: Lesson = import_module(LESSONS[kind]).lesson(options, self.seed)
         return lesson
+
+    def further_lesson(self, model: Any) -> Lesson:
+        """The data for a model that is trained already.
+
+        Raises:
+            LabError: a kind of data that is not for trained models, or settings that it does not have.
+        """
+        kind, options = self._data(FURTHER)
+        module, _, name = FURTHER[kind].partition(":")
+        lesson: Lesson = getattr(import_module(module), name)(options, self.seed, model)
+        return lesson
+
+    def _data(self, kinds: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """The kind of data, and its settings."""
+        kind = str(self.data.get("kind"))
+        if kind not in kinds and kind in {**LESSONS, **FURTHER}:
+            wanted = 'needs a trained model to go on from; give model.start, such as "town"'
+            fresh = "makes a fresh model; expected sizes in [model], and no start"
+            raise LabError(f"data of the kind {kind!r} {fresh if kinds is FURTHER else wanted}.")
+        choose("kind of data", kind, kinds)
+        return kind, {name: value for name, value in self.data.items() if name != "kind"}
+
+    @property
+    def start(self) -> str | None:
+        """The trained model to go on from, if any.
+
+        Raises:
+            LabError: sizes beside it.
+        """
+        start = self.model.get("start")
+        others = [name for name in self.model if name != "start"]
+        if start is not None and others:
+            raise LabError(f"model.start={start!r} brings its own sizes; expected no {', '.join(others)} beside it.")
+        return None if start is None else str(start)
 
     def config(self, lesson: Lesson) -> TransformerConfig:
         """The model's sizes.
@@ -137,9 +195,16 @@ class Recipe:
         except TypeError as problem:
             raise LabError(f"[training] is incomplete: {problem}.") from problem
 
+    @property
+    def ships(self) -> bool:
+        """Whether it is one of the zoo's."""
+        return (ZOO / self.name / "recipe.toml").is_file()
+
     def identity(self) -> dict[str, Any]:
         """What a training folder remembers of the data, to refuse another run's."""
-        return {"seed": self.seed, **self.data}
+        file = Path(str(self.data.get("file", ""))).expanduser()
+        content = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        return {"seed": self.seed, **self.data, **content}
 
 
 def names() -> list[str]:
@@ -162,6 +227,25 @@ def find(name_or_path: str | os.PathLike[str]) -> Recipe:
     raise AssertionError("every name that `names` gives has a recipe")
 
 
+def for_file(
+    kind: Literal["text", "instructions", "preferences"],
+    file: str,
+    name: str,
+    start: str | None = None,
+    tokenizer: str = "characters",
+) -> Recipe:
+    """The lab's recipe for a user's data. start: the model to go on from, without which a text alone can be learned.
+
+    tokenizer: of a fresh model of a text, see `models.zoo.plain_text`.
+    """
+    template = f"further-{kind}" if kind == "text" and start is not None else kind
+    path = ZOO / "templates" / f"{template}.toml"
+    text = path.read_text(encoding="utf-8")
+    given = {"NAME": name, "FILE": file, "START": start or "", "TOKENIZER": tokenizer}
+    text = re.sub(f'"({"|".join(given)})"', lambda found: json.dumps(given[found[1]], ensure_ascii=False), text)
+    return Recipe.parse(text, str(path))
+
+
 def replay(
     recipe: Recipe,
     out: str | os.PathLike[str],
@@ -176,12 +260,20 @@ def replay(
         LabError: a bad recipe, or a folder that holds something else; before any work is done.
     """
     from models.gpt import GPT
+    from models.pretrained import load
     from models.zoo.card import card
 
-    lesson = recipe.lesson()
     training = recipe.training_config()
-    model = GPT(recipe.config(lesson), tokenizer=lesson.tokenizer, device=device)
-    log = train(model, lesson.batches, training, out, lesson.measure, recipe.identity(), progress)
+    if recipe.start is None:
+        lesson = recipe.lesson()
+        model = GPT(recipe.config(lesson), tokenizer=lesson.tokenizer, device=device)
+        identity = recipe.identity()
+    else:
+        model = load(recipe.start, "native", device, "float32")
+        model._cfg = replace(model.cfg, model_name=recipe.name)
+        lesson = recipe.further_lesson(model)
+        identity = recipe.identity() | {"start": weights_hash(model)}
+    log = train(model, lesson.batches, training, out, lesson.measure, identity, progress, lesson.loss)
     model.save(Path(out))
     write_text(Path(out) / "recipe.toml", recipe.text)
     write_text(Path(out) / "README.md", card(recipe, model, training, log))
