@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from analyses.gradients import attribution_patching
     from analyses.knockouts import ablation, cumulative_ablation
     from analyses.known_circuits import auroc
-    from analyses.lengths import loss_by_position
     from analyses.lens import component_lens, logit_lens
     from analyses.losses import compare_losses
     from analyses.mask_training import edge_pruning
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from analyses.patching import activation_patching
     from analyses.paths import path_patching
     from analyses.patterns import attention_patterns
+    from analyses.position_losses import loss_by_position
     from analyses.position_vectors import position_geometry
     from analyses.predictions import compare_predictions
     from analyses.principal import embedding_pca
@@ -160,7 +160,7 @@ __getattr__ = attributes(
         "layer_similarity": "analyses.similarity",
         "lens_trajectories": "analyses.trajectories",
         "logit_lens": "analyses.lens",
-        "loss_by_position": "analyses.lengths",
+        "loss_by_position": "analyses.position_losses",
         "loss_per_byte": "analyses.vocabularies",
         "minimality": "analyses.circuit_checks",
         "modular_spectrum": "analyses.fourier",

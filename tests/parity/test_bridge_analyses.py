@@ -27,6 +27,7 @@ from models.bridge import Bridge
 from tests.pairs import random_pairs
 from tests.parity.bridge_models import KINDS, VOCAB, Pair, both, saved
 from tests.parity.test_bridge_circuits import CIRCUIT_ANALYSES
+from tests.parity.test_bridge_embeddings import EMBEDDING_ANALYSES
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "mlp_post")
 PROMPTS = random_pairs(3, lengths=(5, 4), side="left", d_vocab=VOCAB)
@@ -123,7 +124,8 @@ BESIDE: dict[str, Callable[[Any, Any], Any]] = {
 
 def test_every_analysis_is_held_to_the_bridge() -> None:
     below, of_logits_alone = {"compare", "write_report"}, {"modular_spectrum"}
-    missing = set(analyses.__all__) - set(RUNS) - set(BESIDE) - CIRCUIT_ANALYSES - below - of_logits_alone
+    elsewhere = CIRCUIT_ANALYSES | EMBEDDING_ANALYSES
+    missing = set(analyses.__all__) - set(RUNS) - set(BESIDE) - elsewhere - below - of_logits_alone
     assert not missing, f"give {missing} a run here"
 
 

@@ -8,6 +8,7 @@ Press et al. 2021 (arXiv:2108.12409) ask the same of larger models, Haviv et al.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -25,6 +26,7 @@ from models.tokenizers import Tokenizer, characters_of
 from models.training import TrainingConfig, train
 from models.zoo.corpus import documents
 
+KINDS = ("learned", "sinusoidal", "rotary", "none")
 DOCUMENTS, HELD_OUT = 6000, 1000
 
 
@@ -46,17 +48,19 @@ class PositionStudy:
     n_heads: int = 4
     d_model: int = 64
 
-    kinds = ("learned", "sinusoidal", "rotary", "none")
-
     def __post_init__(self) -> None:
         if self.longest <= self.trained_on:
             raise LabError(f"longest={self.longest}; expected more positions than trained_on={self.trained_on}.")
 
-    def trained(self, kind: str, seed: int, device: torch.device | str | None = None, progress: bool = False) -> GPT:
+    def trained(
+        self, kind: str, seed: int, folder: str | os.PathLike[str] | None = None, progress: bool = False
+    ) -> GPT:
         """The model with positions of one kind, its weights and data drawn from `seed`.
 
+        folder: for log and checkpoints, from which a run that was stopped goes on.
+
         Raises:
-            LabError: an unknown kind.
+            LabError: an unknown kind, or as `models.training.train`.
         """
         cfg = TransformerConfig(
             n_layers=self.n_layers,
@@ -70,9 +74,10 @@ class PositionStudy:
             seed=seed,
             model_name=kind,
         )
-        model = GPT(cfg, tokenizer=self.tokenizer, device=device)
+        model = GPT(cfg, tokenizer=self.tokenizer)
         batches = Windows(self._corpus, self.trained_on, self.batch_size, seed)
-        train(model, batches, TrainingConfig(self.steps, lr=3e-3, warmup_steps=50, seed=seed), progress=progress)
+        config = TrainingConfig(self.steps, lr=3e-3, warmup_steps=50, save_every=500, seed=seed)
+        train(model, batches, config, folder, progress=progress)
         return model
 
     def test_rows(self, n: int = 128) -> Int[Tensor, "batch pos"]:
