@@ -65,7 +65,8 @@ def load(
 ) -> Any:
     """A trained model: a directory, a model of the zoo, or a Hugging Face hub id.
 
-    backend: "native" gives the lab's own `GPT`, "transformer-lens" a `models.bridge.Bridge` of the same weights.
+    backend: "native" gives the lab's own `GPT` or `EncoderDecoder`, "transformer-lens" a `models.bridge.Bridge` of the
+    same weights.
     By default native for the zoo, the lab's own directories and `huggingface.FAMILIES`; what the lab has no code for
     becomes a `Bridge`, and a warning says so and why.
     device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,
@@ -94,7 +95,7 @@ def load(
         return _bridged_instead(problem, checkpoint, place, precision)
 
 
-def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> GPT:
+def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Any:
     config = read_json(checkpoint.directory / "config.json")
     read = native.read if native.is_native(config) else hooked.read if hooked.is_hooked(config) else huggingface.read
     model = read(checkpoint, config, _tokenizer(checkpoint.directory), device, dtype)
