@@ -27,7 +27,7 @@ from interp.results import to_numpy
 from interp.sites import KINDS, PICKS, Site
 from interp.sweep.costs import Costs, free_memory
 
-STREAM = ("resid_pre", "resid_mid", "resid_post")
+STREAM = ("resid_pre", "resid_mid", "resid_post", "normalized_resid_post")
 
 Activations = Mapping[str, Tensor]
 

@@ -26,15 +26,37 @@ def gain_of(norm: Any) -> Float[Tensor, "d_model"] | None:
 
 def norms_what_is_written(model: Any) -> bool:
     """Whether a norm lies between what attention and MLPs compute and the stream (`ln1_post`, `ln2_post`)."""
-    return getattr(model.cfg, "norm_places", "pre") != "pre" and model.cfg.normalization_type is not None
+    places = getattr(model.cfg, "norm_places", "pre")
+    return places in ("post", "both") and model.cfg.normalization_type is not None
+
+
+def norms_the_stream(cfg: Any) -> bool:
+    """Whether norms stand on the stream itself, after each addition (Vaswani et al. 2017; BERT)."""
+    return getattr(cfg, "norm_places", "pre") == "stream" and cfg.normalization_type is not None
+
+
+def check_stream_is_a_sum(model: Any) -> None:
+    """Refuse what takes the stream for the sum of what was written to it, where norms stand on it.
+
+    Raises:
+        LabError: norms stand on the stream.
+    """
+    if norms_the_stream(model.cfg):
+        raise LabError(
+            f"in {model.cfg.model_name!r} a norm stands on the stream after each addition (norm_places='stream'), so "
+            "the stream is no sum of what components wrote.  Try activation_patching, ablation or logit_lens, which "
+            "take any model."
+        )
 
 
 def check_parts_reach_the_stream(model: Any) -> None:
     """Refuse to split what attention or an MLP writes where the weights do not say what reaches the stream.
 
     Raises:
-        LabError: the model found a step there that the lab does not know (`model.unaccounted`).
+        LabError: norms stand on the stream, or the model found a step there that the lab does not know
+            (`model.unaccounted`).
     """
+    check_stream_is_a_sum(model)
     found = {where: what for where, what in getattr(model, "unaccounted", {}).items() if where != "logits"}
     if found:
         raise LabError(

@@ -3,7 +3,8 @@
 `KINDS` is the one table of the lab's activations: what each is called, on which hook point it appears and
 which axes it has. Names and shapes are those of TransformerLens's HookedTransformer.
 
-Axes: `batch pos head kv_head d_model d_head d_mlp d_vocab q_pos k_pos` and `one` (an axis of size 1).
+Axes: `batch pos head kv_head d_model d_head d_mlp d_vocab q_pos k_pos` and `one` (an axis of size 1); of recurrent
+models, whose states live in no block, also `d_hidden`.
 `kv_head` counts the key/value heads, fewer than `head` when queries share them (grouped-query attention).
 """
 
@@ -73,10 +74,20 @@ KINDS: MappingProxyType[str, Kind] = MappingProxyType(
         "ln2_post.normalized": _kind("blocks.{layer}.ln2_post.hook_normalized", "batch pos d_model"),
         "mlp_out": _kind("blocks.{layer}.hook_mlp_out", "batch pos d_model"),
         "resid_post": _kind("blocks.{layer}.hook_resid_post", "batch pos d_model"),
+        "normalized_resid_post": _kind("blocks.{layer}.hook_normalized_resid_post", "batch pos d_model"),
         "ln_final.scale": _kind("ln_final.hook_scale", "batch pos one"),
         "ln_final.normalized": _kind("ln_final.hook_normalized", "batch pos d_model"),
         "unembed.in": _kind("unembed.hook_in", "batch pos d_model"),
         "unembed.out": _kind("unembed.hook_out", "batch pos d_vocab"),
+        "encoder.embed": _kind("encoder.hook_embed", "batch pos d_model"),
+        "encoder.hidden": _kind("encoder.hook_hidden", "batch pos d_hidden"),
+        "encoder.cell": _kind("encoder.hook_cell", "batch pos d_hidden"),
+        "decoder.embed": _kind("decoder.hook_embed", "batch pos d_model"),
+        "decoder.hidden": _kind("decoder.hook_hidden", "batch pos d_hidden"),
+        "decoder.cell": _kind("decoder.hook_cell", "batch pos d_hidden"),
+        "decoder.attn_scores": _kind("decoder.hook_attn_scores", "batch q_pos k_pos"),
+        "decoder.pattern": _kind("decoder.hook_pattern", "batch q_pos k_pos"),
+        "decoder.context": _kind("decoder.hook_context", "batch pos d_hidden"),
     }
 )
 
@@ -96,6 +107,8 @@ _HABITS = {
     "mlp_mid": "mlp_post",
 }
 
+RECURRENT = tuple(name for name in KINDS if name.startswith(("encoder.", "decoder.")))
+"""The kinds of recurrent encoder-decoders."""
 HEAD_AXES = ("head", "kv_head")
 POSITION_AXES = ("pos", "q_pos")
 PICKS = {"head": HEAD_AXES, "pos": POSITION_AXES, "neuron": ("d_mlp",), "key": ("k_pos",)}

@@ -17,12 +17,12 @@ from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
 from models.attention import at_positions
-from models.block import Block
+from models.block import make_block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
 from models.initialisation import initialise
 from models.loss import LogitsAndLoss, next_token_loss
-from models.norm import make_norm
+from models.norm import make_final_norm
 from models.positions import LearnedPositions, SinusoidalPositions
 from models.text import Input, TextMethods
 from models.tokenizers import Tokenizer
@@ -56,8 +56,8 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             learned = cfg.positional_embedding_type == "learned"
             self.pos_embed = LearnedPositions(cfg) if learned else SinusoidalPositions(cfg)
             self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-        self.ln_final = make_norm(cfg)
+        self.blocks = nn.ModuleList(make_block(cfg, layer) for layer in range(cfg.n_layers))
+        self.ln_final = make_final_norm(cfg)
         self.unembed = Unembed(cfg, self.embed.W_E if cfg.tie_embeddings else None)
         self.setup()
         initialise(self, cfg)

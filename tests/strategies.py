@@ -55,18 +55,22 @@ def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
     return TransformerConfig(**drawn)
 
 
-# A cap on the logits leaves components no share of them.
+# A cap on the logits, or norms on the stream, leave components no share of them: a config without a cap by this entry
+# has no norms on the stream either.
 ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None}
 
 
 @st.composite
 def rare(draw: st.DrawFn, drawn: dict[str, Any]) -> dict[str, Any]:
     """Layers with a window, post-norms, caps, scales and the variants of rotary positions, for a config as drawn."""
+    places = ["pre", "post", "both"]
+    if "output_logits_soft_cap" not in drawn and not drawn["parallel_attn_mlp"]:
+        places.append("stream")
     entries: dict[str, Any] = {
         "attn_scale": draw(st.sampled_from([None, 1.5])),
         "attn_scores_soft_cap": draw(st.sampled_from([None, 2.0])),
         "output_logits_soft_cap": draw(st.sampled_from([None, 3.0])),
-        "norm_places": draw(st.sampled_from(["pre", "post", "both"])),
+        "norm_places": draw(st.sampled_from(places)),
         "norm_gain_offset": draw(st.sampled_from([0.0, 1.0])) if drawn["normalization_type"] == "RMS" else 0.0,
         "embed_scale": draw(st.sampled_from([None, 3.0])),
         "attn_out_bias": draw(st.sampled_from([None, True, False])),
