@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from analyses.role_evidence import head_roles
     from analyses.roles import head_scores
     from analyses.sampling import sampling_effects
+    from analyses.scaling import scaling_law
     from analyses.similarity import layer_similarity
     from analyses.singular import singular_directions
     from analyses.stability import ranking_stability
@@ -105,6 +106,7 @@ __all__ = [
     "qk_circuit",
     "ranking_stability",
     "sampling_effects",
+    "scaling_law",
     "singular_directions",
     "source_attribution",
     "steering_effect",
@@ -172,6 +174,7 @@ __getattr__ = attributes(
         "qk_circuit": "analyses.weights",
         "ranking_stability": "analyses.stability",
         "sampling_effects": "analyses.sampling",
+        "scaling_law": "analyses.scaling",
         "singular_directions": "analyses.singular",
         "source_attribution": "analyses.attribution",
         "steering_effect": "analyses.steering",
