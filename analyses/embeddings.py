@@ -148,7 +148,9 @@ def analogies(model: HookedModel | Any, questions: Sequence[Sequence[Token]], k:
     asked = [token_ids(model, question) for question in questions]
     for a, b, c, *answer in asked:
         if set(answer) & {a, b, c}:
-            raise LabError(f"the answer {texts_of(model, np.array(answer))[0]!r} is one of the three of its question.")
+            raise LabError(
+                f"the answer {str(texts_of(model, np.array(answer))[0])!r} is one of the three of its question."
+            )
     three = torch.tensor([ids[:3] for ids in asked], device=vectors.device)
     a, b, c = vectors[three].unbind(1)
     near = (normalize(a - b + c, dim=-1) @ vectors.T).scatter(1, three, -torch.inf)
