@@ -163,7 +163,7 @@ sides = (Axis("query", n, words), Axis("key", n, words))
 pictures.facets(torch.stack(list(steps.values())).numpy(), Axis("step", len(steps), list(steps)), *sides, scale=SHARE)
 
 # %% [markdown]
-# All heads of the layer at once, in the model itself:
+# Four heads of that layer, as the model runs them:
 
 # %%
 attention_patterns(model, tokens, heads=[(0, h) for h in range(4)]).plot()
