@@ -261,7 +261,7 @@ class ResidualArithmetic(ResidualParts):
         return block.ln2 if self._second(mlp_input) else block.ln1
 
     def _second(self, mlp_input: bool) -> bool:
-        """Whether a block's second norm comes before the input. Where norms stand on the stream, the MLP reads the first."""
+        """Whether a block's second norm comes before the input. With norms on the stream the MLP reads the first."""
         return mlp_input and not norms_the_stream(self.model.cfg)
 
     def _reads_unnormalised(self, stop: int, mlp_input: bool) -> bool:

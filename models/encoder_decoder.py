@@ -31,6 +31,7 @@ from models.encoder_decoder_config import EncoderDecoderConfig
 from models.encoder_decoder_parts import Positions, ScaledUnembed
 from models.encoder_decoder_text import Mask, Source, SourceAndTargetText, SourceMask, Target
 from models.initialisation import initialise
+from models.inputs import check_ids
 from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import NoNorm, make_post_norm
 from models.tokenizers import Tokenizer
@@ -50,6 +51,11 @@ class Memory(NamedTuple):
         """Every source so many times, one after the other."""
         real = None if self.real is None else self.real.repeat_interleave(times, 0)
         return Memory(self.states.repeat_interleave(times, 0), real)
+
+    def of(self, batch: int) -> Memory:
+        """The one source for so many targets; nothing is copied."""
+        real = None if self.real is None else self.real.expand(batch, -1)
+        return Memory(self.states.expand(batch, -1, -1), real)
 
 
 class DecoderCache:
@@ -179,7 +185,7 @@ class EncoderDecoder(SourceAndTargetText, HookedModule):
         try:
             return self.embed(tokens)
         except IndexError:
-            self._check_ids(tokens)
+            check_ids(tokens, self._cfg.d_vocab)
             raise
 
     def logits_of(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
@@ -280,11 +286,3 @@ class EncoderDecoder(SourceAndTargetText, HookedModule):
         """How queries and keys turn, where positions are rotary."""
         rotary = blocks[0].attn.rotary
         return None if rotary is None else rotary.rotation(positions, self.dtype)
-
-    def _check_ids(self, tokens: Tensor) -> None:
-        lowest, highest = (int(end) for end in tokens.aminmax())
-        if lowest < 0 or highest >= self._cfg.d_vocab:
-            raise LabError(
-                f"token ids run from {lowest} to {highest}; "
-                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
-            )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import LabError
+from models.inputs import mask_input
 from models.text import TextMethods, pad
 
 Source = str | list[str] | Int[Tensor, "batch source_pos"] | Int[Tensor, "source_pos"]
@@ -19,7 +19,10 @@ Masked = tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]
 
 
 class SourceAndTargetText(TextMethods):
-    """`to_tokens` and its kin are of sources, to which the tokenizer's own rule adds special tokens (T5: the end)."""
+    """`to_tokens` and its kin are of sources, to which the tokenizer's own rule adds special tokens (T5: the end).
+
+    prepend_bos=False leaves them out.
+    """
 
     def source_tokens(self, input: Target, mask: Tensor | None = None) -> Masked:
         """The ids of the sources, and which are real (None: all).
@@ -28,11 +31,11 @@ class SourceAndTargetText(TextMethods):
             LabError: no tokens, ids out of range, or a text and no tokenizer.
         """
         if isinstance(input, Tensor):
-            return self._ids(input, "sources"), _on(mask, self.device)
+            return self._ids(input, "sources"), mask_input(self, mask)
         tokens, real = self.to_tokens_and_mask(input, truncate=False)
         if mask is None and not bool(real.all()):
             mask = real
-        return tokens, _on(mask, self.device)
+        return tokens, mask_input(self, mask)
 
     def target_tokens(self, input: Target, mask: Tensor | None = None) -> Masked:
         """The ids of the targets, and which are real. Texts get the start token; ids are taken as they are.
@@ -41,13 +44,13 @@ class SourceAndTargetText(TextMethods):
             LabError: as `source_tokens`.
         """
         if isinstance(input, Tensor):
-            return self._ids(input, "targets"), _on(mask, self.device)
+            return self._ids(input, "targets"), mask_input(self, mask)
         texts = [input] if isinstance(input, str) else list(input)
         rows = [[self.cfg.decoder_start_token_id, *self._tokenizer().encode(text)] for text in texts]
         tokens, real = pad(rows, self.padding_id, "right")
         if mask is None and not bool(real.all()):
             mask = real
-        return tokens.to(self.device), _on(mask, self.device)
+        return tokens.to(self.device), mask_input(self, mask)
 
     def target_text(self, ids: Sequence[int], stop_tokens: Collection[int] = ()) -> str:
         """A row of a target as text: without the start token, and only up to a stop token."""
@@ -71,11 +74,7 @@ class SourceAndTargetText(TextMethods):
         return tokens.to(self.device)
 
     def _encode(self, text: str, prepend_bos: bool | None) -> list[int]:
-        ids = self._tokenizer().encode(text, add_special_tokens=True)
+        ids = self._tokenizer().encode(text, add_special_tokens=prepend_bos is not False)
         if not ids:
             raise LabError("an empty text gives no tokens; expected at least one token, try a source with words.")
         return ids
-
-
-def _on(mask: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if mask is None else mask.to(device, torch.bool)

@@ -21,6 +21,7 @@ from models.block import make_block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
 from models.initialisation import initialise
+from models.inputs import check_ids, check_returned, layers_between, mask_input, stream_input, token_input
 from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import make_final_norm
 from models.positions import LearnedPositions, SinusoidalPositions
@@ -92,22 +93,21 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         residual stream.
 
         Raises:
-            LabError: ids out of range, no or too many positions, a mask of another shape, an unknown return_type.
+            LabError: ids out of range, no or too many positions, a mask of another shape or one that hides a whole row,
+                an unknown return_type.
         """
-        if return_type not in ("logits", "loss", "both", None):
-            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
-        if finish is not None and return_type in ("loss", "both"):
-            raise LabError("a loss needs every position; give no finish= with it.")
-        mask = None if attention_mask is None else attention_mask.to(self.device, torch.bool)
+        check_returned(return_type, finish)
+        resumes = start_at_layer is not None or past_kv_cache is not None
+        mask = mask_input(self, attention_mask, resumes)
         if start_at_layer is not None:
-            given = self._stream_input(input)
+            given = stream_input(input, self._cfg.d_model)
         elif isinstance(input, Tensor):
-            given = tokens = self._token_input(input)
+            given = tokens = token_input(self, input)
         else:
             given, mask = self._text_input(input, prepend_bos, padding_side, mask)
             tokens = given
         real, positions = mask_and_positions(self, given.shape[:2], mask, past_kv_cache)
-        first, stop = self._layers(start_at_layer, stop_at_layer)
+        first, stop = layers_between(start_at_layer, stop_at_layer, self._cfg.n_layers)
         views = views_of(self, real, positions, past_kv_cache, range(first, stop))
 
         resid = self.embedding(given, positions) if start_at_layer is None else given
@@ -133,7 +133,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         try:
             embed = self.hook_embed(self.embed(tokens))
         except IndexError:
-            self._check_ids(tokens)
+            check_ids(tokens, self._cfg.d_vocab)
             raise
         if not hasattr(self, "pos_embed"):
             return embed
@@ -236,45 +236,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
     ) -> tuple[Tensor, Tensor | None]:
         tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
         return tokens, mask if mask is not None else None if bool(real.all()) else real
-
-    def _stream_input(self, resid: Any) -> Tensor:
-        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self._cfg.d_model:
-            what = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
-            raise LabError(
-                f"start_at_layer was given {what}; expected a residual stream [batch pos {self._cfg.d_model}]."
-            )
-        return resid
-
-    def _token_input(self, tokens: Tensor) -> Tensor:
-        """The ids as [batch pos] on the model's device."""
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-            raise LabError(
-                f"the input has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
-                "at least one; a residual stream needs start_at_layer."
-            )
-        # An id out of range raises in the embedding on a CPU, but on a GPU it ends the process's use of the device.
-        if tokens.is_cuda and not self.training and not torch.compiler.is_compiling():
-            self._check_ids(tokens)
-        return tokens.to(self.device)
-
-    def _check_ids(self, tokens: Tensor) -> None:
-        lowest, highest = (int(end) for end in tokens.aminmax())
-        if lowest < 0 or highest >= self._cfg.d_vocab:
-            raise LabError(
-                f"token ids run from {lowest} to {highest}; "
-                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
-            )
-
-    def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
-        n_layers = self._cfg.n_layers
-        first, last = start or 0, n_layers if stop is None else stop
-        first, last = (n + n_layers if n < 0 else n for n in (first, last))
-        if not 0 <= first <= last <= n_layers:
-            raise LabError(
-                f"start_at_layer={start}, stop_at_layer={stop}; expected 0 <= start <= stop <= {n_layers} (n_layers)."
-            )
-        return first, last
 
     def _returned(
         self,
