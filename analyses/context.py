@@ -93,6 +93,7 @@ def context_losses(
         LabError: fewer than two tokens, ids that the model does not have or never predicts, windows that are empty or
             do not fit, a model that does not predict the next token.
     """
+    check_reads_onward(model)
     rows = torch.tensor([prompt_ids(model, text)]) if isinstance(text, str) else text
     rows = (rows[None] if rows.ndim == 1 else rows).to(model.device)
     most = model.cfg.n_ctx - sinks
@@ -107,6 +108,19 @@ def context_losses(
         labels={"window": kept, "pos": list(range(1, rows.shape[1]))},
         provenance=provenance.of(model, prompts=rows, metric="cross_entropy", settings={"sinks": sinks}),
     )
+
+
+def check_reads_onward(model: HookedModel | Any) -> None:
+    """Raises:
+    LabError: the model does not predict each token from those before it.
+    """
+    direction = getattr(model.cfg, "attention_dir", None)
+    if direction != "causal":
+        why = f"its attention is {direction}" if direction else f"{type(model).__name__} reads sources"
+        raise LabError(
+            f"the model {model.cfg.model_name!r} does not predict each token from those before it: {why}.  "
+            "Try a GPT, or of an encoder-decoder model.decoder_given(source)."
+        )
 
 
 def _losses(
@@ -141,8 +155,6 @@ def _at_once(length: int) -> int:
 
 def _check(model: HookedModel | Any, rows: Int[Tensor, "batch pos"], windows: Sequence[int], sinks: int) -> None:
     cfg = model.cfg
-    if getattr(cfg, "attention_dir", "causal") != "causal":
-        raise LabError(f"the model {cfg.model_name!r} does not predict the next token: its attention sees both ways.")
     if rows.shape[0] < 1 or rows.shape[1] < 2:
         raise LabError(f"token ids of shape {list(rows.shape)}; expected at least one text of two tokens or more.")
     known = min(cfg.d_vocab, model.W_U.shape[-1])

@@ -10,7 +10,7 @@ For each way of sampling, the same prompt is written on `n` times, and of the wr
 Greedy text tends to loop, and a high temperature to say what the model holds unlikely (Holtzman et al. 2020,
 arXiv:1904.09751). Li et al. divide by tokens instead of n-grams; so divided, short texts would seem less diverse.
 
-Cost: for each way, writing n texts (with the model's own cache of keys and values, where it has one) and a forward.
+Cost: for each way, writing n texts at once: a run of each new token, or of all tokens where the model cannot resume.
 It does not show: whether what is written is true or good.
 """
 
@@ -26,11 +26,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from analyses.context import check_reads_onward
 from analyses.labels import token_texts
 from analyses.lens import Prompt, one_prompt
 from interp import provenance
-from interp.contract import HookedModel
+from interp.contract import HookedModel, ResumableModel
 from interp.errors import LabError
+from interp.kv_cache import KeyValueCache
 from interp.results import Result, to_numpy
 from interp.sampling import Sampling, distribution, entropy, next_token
 
@@ -132,19 +134,19 @@ def sampling_effects(
         LabError: no way, text or token asked for, more tokens than fit into the context window, a model that does not
             write from left to right, and as `logit_lens`.
     """
+    check_reads_onward(model)
     tokens = one_prompt(model, prompt)
     _check(model, tokens, ways, n, max_new_tokens)
-    start, rows = tokens.shape[1], repeat(tokens, "1 pos -> sample pos", sample=n)
+    rows = repeat(tokens, "1 pos -> sample pos", sample=n)
     with torch.inference_mode():
         written = [_written(model, rows, max_new_tokens, way, seed) for way in ways]
-        measured = [_measured(model, text, start, way) for text, way in zip(written, ways, strict=True)]
-    new = to_numpy(torch.stack(written)[..., start:])
+    new, freedom, log_probs = (to_numpy(torch.stack(parts)) for parts in zip(*written, strict=True))
     settings = {"ways": [asdict(way) for way in ways], "n": n, "max_new_tokens": max_new_tokens}
     return SamplingEffects(
         new,
         token_texts(model, new),
-        to_numpy(torch.stack([freedom for freedom, _ in measured])),
-        to_numpy(torch.stack([log_probs for _, log_probs in measured])),
+        freedom,
+        log_probs,
         np.stack([[[1 - distinct_share(text[None], size) for size in LENGTHS] for text in way] for way in new]),
         np.stack([[distinct_share(way, size) for size in LENGTHS] for way in new]),
         labels={"way": [str(way) for way in ways], "n": LENGTHS},
@@ -160,31 +162,24 @@ def distinct_share(texts: Int[np.ndarray, "sample pos"], n: int) -> float:
 
 def _written(
     model: HookedModel | Any, rows: Int[Tensor, "sample pos"], length: int, way: Sampling, seed: int
-) -> Int[Tensor, "sample longer_pos"]:
-    """The rows and `length` tokens more, by the model's own `generate` or, where it has none, by reading everything
-    again for each token."""
-    asked = (way.temperature, way.top_k, way.top_p)
-    if hasattr(model, "generate"):
-        return model.generate(rows, length, *asked, stop_tokens=(), seed=seed)
+) -> tuple[Int[Tensor, "sample new"], Float[Tensor, "sample new"], Float[Tensor, "sample new"]]:
+    """What is written after the rows, the entropy of what each token was drawn from, and its log probability.
+
+    With a cache of keys and values where the model can resume; else everything is read again for each token.
+    """
     source = torch.Generator(rows.device).manual_seed(seed)
+    past = KeyValueCache() if isinstance(model, ResumableModel) else None
+    unread, steps = rows, []
     for _ in range(length):
-        drawn = next_token(model(rows)[:, -1], *asked, source)
-        rows = torch.cat([rows, rearrange(drawn, "sample -> sample 1")], 1)
-    return rows
-
-
-def _measured(
-    model: HookedModel | Any, text: Int[Tensor, "sample pos"], start: int, way: Sampling
-) -> tuple[Float[Tensor, "sample new"], Float[Tensor, "sample new"]]:
-    """The entropy of what each token from `start` on was drawn from, and its log probability under the model."""
-    logits = model(text[:, :-1])[:, start - 1 :]
-    wide = logits.float() if logits.itemsize < 4 else logits
-    drawn_from = (distribution(row, way.temperature, way.top_k, way.top_p) for row in wide)  # one text at a time
-    log_probs = (
-        row.log_softmax(-1).gather(-1, rearrange(ids, "new -> new 1"))[:, 0]
-        for row, ids in zip(wide, text[:, start:], strict=True)
-    )
-    return torch.stack([entropy(each) for each in drawn_from]), torch.stack(list(log_probs))
+        logits = (model(rows) if past is None else model(unread, past_kv_cache=past))[:, -1]
+        wide = logits.float() if logits.itemsize < 4 else logits
+        drawn = next_token(wide, way.temperature, way.top_k, way.top_p, source)
+        unread = rearrange(drawn, "sample -> sample 1")
+        log_prob = wide.log_softmax(-1).gather(-1, unread)[:, 0]
+        steps.append((drawn, entropy(distribution(wide, way.temperature, way.top_k, way.top_p)), log_prob))
+        rows = torch.cat([rows, unread], 1)
+    new, freedom, log_probs = (torch.stack(each, -1) for each in zip(*steps, strict=True))
+    return new, freedom, log_probs
 
 
 def _check(
@@ -193,8 +188,11 @@ def _check(
     if not ways or n < 1 or length < 1:
         raise LabError(f"{len(ways)} ways, n={n}, max_new_tokens={length}; expected at least one of each.")
     cfg = model.cfg
-    if getattr(cfg, "attention_dir", "causal") != "causal":
-        raise LabError(f"the model {cfg.model_name!r} does not write from left to right: its attention sees both ways.")
+    if model.W_U.shape[-1] > cfg.d_vocab:
+        raise LabError(
+            f"the model {cfg.model_name!r} has {model.W_U.shape[-1]} outputs for {cfg.d_vocab} tokens; expected a "
+            "model that can read what it writes."
+        )
     if tokens.shape[1] + length > cfg.n_ctx + 1:  # the last token is written but never read
         raise LabError(
             f"a prompt of {tokens.shape[1]} tokens and {length} new ones do not fit into the context window of "

@@ -119,5 +119,5 @@ def test_positions_beyond_the_text_and_encoders_are_refused() -> None:
     with pytest.raises(LabError, match="the texts end at 3"):
         context_losses(MODEL, torch.tensor([1, 2, 3, 4])).mean_from(4)
     encoder = random_model(TransformerConfig(**SIZES, attention_dir="bidirectional"), seed=1)
-    with pytest.raises(LabError, match="does not predict the next token"):
+    with pytest.raises(LabError, match="its attention is bidirectional"):
         context_losses(encoder, torch.tensor([1, 2]))

@@ -22,6 +22,9 @@ from interp import LabError
 from interp.results import Result
 from interp.sampling import Sampling
 from models import GPT, TransformerConfig, load
+from models.encoder_decoder import EncoderDecoder
+from models.encoder_decoder_config import EncoderDecoderConfig
+from models.hooked_transformer import HookedTransformer
 from tests.analyses.tiny_models import interp
 from tests.strategies import N_CTX, SEEDS, models, random_model
 
@@ -35,17 +38,6 @@ def probabilities(logits: list[float], temperature: float = 1.0) -> list[float]:
     """softmax(logits / temperature), plainly."""
     weights = [math.exp((logit - max(logits)) / temperature) for logit in logits]
     return [weight / sum(weights) for weight in weights]
-
-
-class Unwritten:
-    """A model through the contract alone: it has no `generate`."""
-
-    def __init__(self, model: GPT) -> None:
-        self.cfg, self.device, self.tokenizer, self.to_str_tokens = model.cfg, model.device, None, model.to_str_tokens
-        self.model = model
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens)
 
 
 @settings(max_examples=6)
@@ -86,11 +78,23 @@ def test_what_is_measured_is_what_the_model_writes() -> None:
         assert written[:, 3:].tolist() == found.tokens[i].tolist()
 
 
-def test_a_model_without_generate_writes_the_same() -> None:
+def test_a_model_that_cannot_resume_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = sampling_effects(MODEL, PROMPT, WAYS, n=3, max_new_tokens=9, seed=5)
-    found = sampling_effects(Unwritten(MODEL), PROMPT, WAYS, n=3, max_new_tokens=9, seed=5)
+    lengths: list[int] = []
+    monkeypatch.setattr("analyses.sampling.ResumableModel", ())  # nothing is one
+    with MODEL.hooks([("hook_embed", lambda embed, hook: lengths.append(embed.shape[1]))]):
+        found = sampling_effects(MODEL, PROMPT, WAYS, n=3, max_new_tokens=9, seed=5)
+    assert lengths == len(WAYS) * list(range(3, 12))
     assert np.array_equal(found.tokens, ours.tokens)
     np.testing.assert_allclose(found.entropy, ours.entropy, atol=1e-9)
+
+
+def test_the_layer_of_hookedtransformers_habits_writes_the_same() -> None:
+    hooked = HookedTransformer.of(MODEL)
+    asked = {"n": 2, "max_new_tokens": 5, "seed": 5}
+    assert np.array_equal(
+        sampling_effects(hooked, PROMPT, WAYS, **asked).tokens, sampling_effects(MODEL, PROMPT, WAYS, **asked).tokens
+    )
 
 
 def test_greedy_texts_are_free_of_choice_and_alike() -> None:
@@ -154,8 +158,46 @@ def test_what_cannot_be_asked_is_refused_before_the_start(asked: dict[str, Any],
 
 def test_an_encoder_asked_to_write_says_why_not() -> None:
     encoder = random_model(TransformerConfig(**SIZES, attention_dir="bidirectional"), seed=1)
-    with pytest.raises(LabError, match="does not write from left to right"):
+    with pytest.raises(LabError, match="its attention is bidirectional"):
         sampling_effects(encoder, PROMPT)
+    both = encoder_decoder()
+    for reader in (both, both.encoder_given(PROMPT[None])):
+        with pytest.raises(LabError, match="does not predict each token from those before it"):
+            sampling_effects(reader, PROMPT)
+
+
+def test_a_decoder_writes_given_a_source() -> None:
+    """Its own greedy text begins with its start token."""
+    both, source = encoder_decoder(), torch.tensor([[5, 6, 7]])
+    own = both.generate(source, 6, stop_tokens=())[0]
+    found = sampling_effects(both.decoder_given(source), own[:1], [Sampling(0)], n=1, max_new_tokens=6)
+    assert found.tokens[0, 0].tolist() == own[1:].tolist()
+
+
+def encoder_decoder() -> EncoderDecoder:
+    cfg = EncoderDecoderConfig(n_layers=1, n_heads=2, d_model=8, d_vocab=11, n_ctx=16, seed=0, init_range=0.5)
+    return EncoderDecoder(cfg, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_numbers_are_widened_before_they_are_measured(dtype: torch.dtype) -> None:
+    found = sampling_effects(GPT(MODEL.cfg, dtype=dtype), PROMPT, WAYS, n=2, max_new_tokens=5)
+    assert found.entropy.dtype == found.log_prob.dtype == np.float32
+    assert np.isfinite(found.entropy).all()
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu() -> None:
+    """Draws of another device are others; greedy text is the same in float64."""
+    ours, there = (sampling_effects(model, PROMPT, WAYS, n=2, max_new_tokens=5) for model in (MODEL, gpu_twin(MODEL)))
+    assert np.array_equal(ours.tokens[0], there.tokens[0])
+    np.testing.assert_allclose(ours.log_prob[0], there.log_prob[0], atol=1e-9)
+
+
+def gpu_twin(model: GPT) -> GPT:
+    twin = GPT(model.cfg, device="cuda", dtype=torch.float64)
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 def test_on_the_command_line_each_option_is_a_way(town: Path) -> None:
