@@ -161,7 +161,7 @@ def distinct_share(texts: Int[np.ndarray, "sample pos"], n: int) -> float:
 
 
 def _written(
-    model: HookedModel | Any, rows: Int[Tensor, "sample pos"], length: int, way: Sampling, seed: int
+    model: Any, rows: Int[Tensor, "sample pos"], length: int, way: Sampling, seed: int
 ) -> tuple[Int[Tensor, "sample new"], Float[Tensor, "sample new"], Float[Tensor, "sample new"]]:
     """What is written after the rows, the entropy of what each token was drawn from, and its log probability.
 
