@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,7 +150,8 @@ def ending_of(cfg: Any, row: Row, metric: AnyMetric) -> int:
 
 def known_table(cfg: Any, rows: Sequence[Row]) -> Int[np.ndarray, "row step"]:
     """For each row and each layer at which it might join, what it knows there: an index of KNOWN."""
-    table = np.zeros((len(rows), cfg.n_layers + 2), dtype=np.int64)  # the last is for EMBEDDING, which is -1
+    deepest = max([cfg.n_layers, *(step_of(cfg, edit.site) for row in rows for edit in row)])
+    table = np.zeros((len(rows), deepest + 2), dtype=np.int64)  # the last is for EMBEDDING, which is -1
     after = AFTER_ATTENTION if after_layers(cfg) == "resid_post" else AFTER_ATTENTION | NORMS_AFTER
     for number, row in enumerate(rows):
         kinds: dict[int, set[str]] = defaultdict(set)

@@ -97,16 +97,14 @@ class TestInvariance:
     def test_no_number_is_ever_undefined(self, model: GPT, padded: tuple[Tensor, Tensor], empty_row: bool) -> None:
         """Not even in a row that holds padding alone, as a part of a run may (a whole run is refused with one)."""
         tokens, mask = padded
-        given: dict[str, Any] = {"attention_mask": mask}
         if empty_row:
             mask[0] = False
-            given["past_kv_cache"] = KeyValueCache()
-            given["past_kv_cache"].freeze()
-        loss, cache = model.run_with_cache(tokens, **given, return_type="loss", incl_bwd=True)
+        given = lambda: {"attention_mask": mask} | ({"past_kv_cache": KeyValueCache()} if empty_row else {})  # noqa: E731
+        loss, cache = model.run_with_cache(tokens, **given(), return_type="loss", incl_bwd=True)
         for name, tensor in cache.items():
             assert torch.isfinite(tensor).all(), name
         assert torch.isfinite(loss)
-        assert torch.isfinite(model(tokens, **given)).all()
+        assert torch.isfinite(model(tokens, **given())).all()
         for name, parameter in model.named_parameters():
             assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
