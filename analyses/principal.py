@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -89,6 +90,8 @@ def principal(
 ) -> tuple[Float[Tensor, "point component"], Float[Tensor, "component d_model"], Float[Tensor, "component"]]:
     """Coordinates, directions and shares of the variance of the `k` first principal components, in float64.
 
+    Fewer where the vectors do not vary in so many directions.
+
     Raises:
         LabError: a k below 1, or vectors that are all the same.
     """
@@ -99,7 +102,12 @@ def principal(
     if not variance > 0:
         raise LabError("the vectors are all the same, so they have no principal components.")
     _, strength, directions = torch.linalg.svd(torch.linalg.qr(centred, mode="r").R, full_matrices=False)
+    k = min(k, int((strength > 1e-9 * strength[0]).sum()))  # points in a plane have no third component
     coordinates, directions = centred @ directions[:k].mT, directions[:k]
     furthest = coordinates.gather(0, coordinates.abs().argmax(0, keepdim=True))[0]
     signs = torch.where(furthest < 0, -1.0, 1.0).to(coordinates)
-    return coordinates * signs, directions * signs[:, None], strength[:k].square() / variance
+    return (
+        coordinates * signs,
+        directions * rearrange(signs, "component -> component 1"),
+        strength[:k].square() / variance,
+    )

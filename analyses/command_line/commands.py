@@ -10,6 +10,7 @@ import click
 
 from analyses.command_line.circuits import circuit
 from analyses.command_line.comparing import compare
+from analyses.command_line.embedding import embeddings
 from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
     RESULT_FILES,
@@ -228,4 +229,4 @@ def heads(
     deliver(output, found.to_dict(), scores_view(found, top), found)
 
 
-COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, sampling, compare)
+COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, embeddings, steer, sampling, compare)
