@@ -111,6 +111,7 @@ def log_probs(model: Callable[..., Tensor], batch: Batch) -> Float[Tensor, "batc
     return -F.cross_entropy(logits, targets, ignore_index=UNCOUNTED, reduction="none").sum(-1)
 
 
+@torch.no_grad()
 def answer_kl(
     model: Any, reference: Any, prompts: Sequence[tuple[int, ...]], longest: int, seed: int = 0, batch_size: int = 32
 ) -> float:
