@@ -216,10 +216,11 @@ else:
     raise AssertionError("a text longer than the window was not refused")
 
 # %% [markdown]
-# To go on, only the last tokens can be kept: a window slides along the text. What that loses depends on how far back
-# the model needs to look. Here it is known: `induction-2l` foresees random letters that repeat, so with blocks of 20
-# letters it needs the last 21: the letter to copy, and the one before it by which it is found. The text has 101 tokens,
-# the model's window 65.
+# (Where positions are computed, as rotary ones are, `models.context.with_context` widens the window; notebook 06
+# measures what comes of it.) To go on here, only the last tokens can be kept: a window slides along the text. What that
+# loses depends on how far back the model needs to look. Here it is known: `induction-2l` foresees random letters that
+# repeat, so with blocks of 20 letters it needs the last 21: the letter to copy, and the one before it by which it is
+# found. The text has 101 tokens, the model's window 65.
 
 # %%
 repeater = load("induction-2l")

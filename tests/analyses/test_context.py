@@ -121,3 +121,11 @@ def test_positions_beyond_the_text_and_encoders_are_refused() -> None:
     encoder = random_model(TransformerConfig(**SIZES, attention_dir="bidirectional"), seed=1)
     with pytest.raises(LabError, match="its attention is bidirectional"):
         context_losses(encoder, torch.tensor([1, 2]))
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu() -> None:
+    there = GPT(MODEL.cfg, device="cuda", dtype=torch.float64)
+    there.load_state_dict(MODEL.state_dict())
+    ours, found = (context_losses(model, tokens(2, 2, 20), [3, 8], sinks=1).values for model in (MODEL, there))
+    np.testing.assert_allclose(found, ours, atol=1e-9)
