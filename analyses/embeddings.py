@@ -146,11 +146,10 @@ def analogies(model: HookedModel | Any, questions: Sequence[Sequence[Token]], k:
     _check_count(k)
     vectors = normalize(token_vectors(model), dim=-1)
     asked = [token_ids(model, question) for question in questions]
-    for a, b, c, *answer in asked:
-        if set(answer) & {a, b, c}:
-            raise LabError(
-                f"the answer {str(texts_of(model, np.array(answer))[0])!r} is one of the three of its question."
-            )
+    for ids in asked:
+        if set(ids[3:]) & set(ids[:3]):
+            answer = str(texts_of(model, np.array(ids[3:]))[0])
+            raise LabError(f"the answer {answer!r} is one of the three of its question, which are left out.")
     three = torch.tensor([ids[:3] for ids in asked], device=vectors.device)
     a, b, c = vectors[three].unbind(1)
     near = (normalize(a - b + c, dim=-1) @ vectors.T).scatter(1, three, -torch.inf)

@@ -175,4 +175,5 @@ def _position_vectors(model: HookedModel | Any) -> Float[Tensor, "pos d_model"]:
         kind = getattr(model.cfg, "positional_embedding_type", None)
         why = ELSEWHERE.get(str(kind), "nothing is added to its token vectors")
         raise LabError(f"the model {model.cfg.model_name!r} has no position vectors: {why}.")
-    return model.W_pos.detach()
+    W_pos: Tensor = getattr(model, "W_pos")  # noqa: B009 not in the contract: only some models have one
+    return W_pos.detach()

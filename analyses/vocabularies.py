@@ -138,7 +138,7 @@ def _read(model: HookedModel | Any, text: str) -> tuple[Int[Tensor, "pos"], int,
         raise LabError(f"{text!r} is a single token of {model.cfg.model_name!r}, which nothing foretells.")
     if len(ids) > len(plain):
         return ids, _bytes(text), len(plain)
-    first = model.to_string(plain[:1])
+    [first] = model.to_str_tokens(plain[:1])
     if not text.startswith(first):
         raise LabError(
             f"{model.cfg.model_name!r} has no start token, and the first token of a text is part of a character, so "

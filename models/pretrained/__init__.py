@@ -22,14 +22,14 @@ from models.devices import available, dtype_of
 from models.gpt import GPT
 from models.pretrained import hooked, huggingface, native
 from models.pretrained.family import UnsupportedError
-from models.pretrained.places import Checkpoint, locate, zoo_names
+from models.pretrained.places import Checkpoint, locate, locate_tokenizer, zoo_names
 from models.pretrained.tensors import read_json
 from models.tokenizers import NoTokenizerError, Tokenizer
 
 if TYPE_CHECKING:
     from models.bridge import Bridge
 
-__all__ = ["BACKENDS", "load", "zoo_names"]
+__all__ = ["BACKENDS", "load", "load_tokenizer", "zoo_names"]
 
 BACKENDS = ("native", "transformer-lens")
 Device = torch.device | str | None
@@ -93,6 +93,19 @@ def load(
         if backend == "native":
             raise
         return _bridged_instead(problem, checkpoint, place, precision)
+
+
+def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Tokenizer:
+    """A tokenizer without its model: of a directory, a model of the zoo, or a hub id, such as "gpt2" for GPT-2's.
+
+    Of the hub only the tokenizer's files are downloaded, and nothing where they are on this machine.
+
+    Raises:
+        UnknownModelError: no such model; near misses are named.
+        NoTokenizerError: it has no tokenizer that the lab reads.
+        LabError: its files are corrupt, or the hub does not give them.
+    """
+    return Tokenizer.from_dir(locate_tokenizer(name_or_path, revision))
 
 
 def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Any:
