@@ -36,10 +36,10 @@ def norms_the_stream(cfg: Any) -> bool:
 
 
 def check_stream_is_a_sum(model: Any) -> None:
-    """Refuse what takes the stream for the sum of what was written to it, where norms stand on it.
+    """Refuse what takes the stream for the sum of what attention and MLPs wrote to it, where it is none.
 
     Raises:
-        LabError: norms stand on the stream.
+        LabError: norms stand on the stream, or something else writes to it (`model.unaccounted`).
     """
     if norms_the_stream(model.cfg):
         raise LabError(
@@ -47,15 +47,21 @@ def check_stream_is_a_sum(model: Any) -> None:
             "the stream is no sum of what components wrote.  Try activation_patching, ablation or logit_lens, which "
             "take any model."
         )
+    if other := getattr(model, "unaccounted", {}).get("sum"):
+        raise LabError(
+            f"in {model.cfg.model_name!r} {other}.  Try activation_patching or ablation, which take any model."
+        )
 
 
 def check_parts_reach_the_stream(model: Any) -> None:
     """Refuse to split what attention or an MLP writes where the weights do not say what reaches the stream.
 
     Raises:
-        LabError: norms stand on the stream, or the model found a step there that the lab does not know
-            (`model.unaccounted`).
+        LabError: norms stand on the stream, the model found a step there that the lab does not know
+            (`model.unaccounted`), or it has no blocks.
     """
+    if not hasattr(model, "blocks"):
+        raise LabError(f"{model.cfg.model_name!r} has no blocks that write to a residual stream: no parts, no shares.")
     check_stream_is_a_sum(model)
     found = {where: what for where, what in getattr(model, "unaccounted", {}).items() if where != "logits"}
     if found:

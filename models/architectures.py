@@ -29,6 +29,8 @@ class Architecture:
 
 ARCHITECTURES = {
     "gpt": Architecture("models.gpt:GPT", "models.config:TransformerConfig"),
+    "rnn": Architecture("models.rnn:RNNEncoderDecoder", "models.rnn_config:RNNConfig"),
+    "bert": Architecture("models.bert:BERT", "models.bert_config:BertConfig"),
     "encoder-decoder": Architecture(
         "models.encoder_decoder:EncoderDecoder", "models.encoder_decoder_config:EncoderDecoderConfig"
     ),

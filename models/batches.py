@@ -51,8 +51,9 @@ class Batch:
         """The same batch on a device; to a GPU without waiting for the copy."""
         if self.tokens.device == device:
             return self
-        tensors: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: t if t is None else _moved(t, device) for name, t in tensors.items()})
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
+        there: dict[str, Any] = {name: t if t is None else _moved(t, device) for name, t in tensors.items()}
+        return replace(self, **there)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ tells the two models apart.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from einops import einsum
@@ -26,7 +28,9 @@ from interp.hooks import HookedModule
 from interp.step_hooks import Steps
 from models.rnn_attention import AdditiveAttention
 from models.rnn_cells import Recurrent, State
-from models.rnn_config import RNNConfig
+from models.rnn_config import RNNConfig, not_defined
+from models.rnn_views import EncoderGivenTarget
+from models.tokenizers import Tokenizer
 
 Mask = Bool[Tensor, "batch source_pos"] | Int[Tensor, "batch source_pos"]
 
@@ -80,14 +84,22 @@ class RNNEncoderDecoder(HookedModule):
     stays as it was and edits do nothing.
 
     Fresh recurrent matrices are orthogonal, embeddings normal with deviation 1, other matrices Glorot's, biases zero.
-    There is no dropout; a new model is in evaluation mode.
+    There is no dropout; a new model is in evaluation mode. It takes ids; a tokenizer, if there is one, is only saved
+    with it. revision: the version of loaded weights, when it is known.
     """
 
+    revision: str | None = None
+
     def __init__(
-        self, cfg: RNNConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        cfg: RNNConfig,
+        tokenizer: Tokenizer | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._cfg = cfg
+        self.tokenizer = tokenizer
         self.encoder, self.decoder = Recurrent(cfg), Decoder(cfg)
         self.setup()
         initialise(self, cfg)
@@ -97,19 +109,27 @@ class RNNEncoderDecoder(HookedModule):
     def forward(
         self,
         input: Int[Tensor, "batch source_pos"],
-        decoder_input: Int[Tensor, "batch pos"],
+        decoder_input: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Mask | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits of the target token after each of `decoder_input`.
+        """The logits of the target token after each of `decoder_input`, which begins with the start token.
 
         attention_mask: True (or 1) for the source's real tokens, False for padding, on either side. Padding after a
         target changes nothing before it.
 
         Raises:
-            LabError: ids out of range, no positions, batches or masks that do not fit, a source that is all padding.
+            LabError: no target, ids out of range, no positions, a mask that does not fit or hides a whole source,
+                another number of sources than of targets.
         """
+        if decoder_input is None:
+            raise LabError(
+                "the decoder has no target; expected decoder_input=, ids that begin with the start token "
+                f"({self._cfg.decoder_start_token_id}).  Try model.generate(source), which writes one."
+            )
         memory, state, mask = self._encoded(input, attention_mask)
-        target = self._ids("decoder_input", decoder_input, batch=len(memory))
+        target = self.checked_ids("the target", decoder_input)
+        if len(target) != len(memory):
+            raise LabError(f"{len(memory)} sources and {len(target)} targets; expected one target for each source.")
         return self.decoder(target, state, memory, mask)[0]
 
     @torch.no_grad()
@@ -145,22 +165,22 @@ class RNNEncoderDecoder(HookedModule):
 
     def _encoded(self, input: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, State, Tensor | None]:
         """The encoder's states, the last of them, and the mask."""
-        source = self._ids("the source", input)
+        source = self.checked_ids("the source", input)
         mask = None if attention_mask is None else self._mask(attention_mask, source)
         memory, state = self.encoder.run(self.encoder.embedded(source), self.encoder.start(len(source)), mask)
         return memory, state, mask
 
-    def _ids(self, what: str, tokens: Tensor, batch: int | None = None) -> Tensor:
-        """Raises:
-        LabError: not ids [batch pos] of this vocabulary, or of another batch.
+    def checked_ids(self, what: str, tokens: Tensor) -> Int[Tensor, "batch pos"]:
+        """Token ids on the model's device.
+
+        Raises:
+            LabError: not ids [batch pos] of this vocabulary.
         """
         if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
             raise LabError(
                 f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
                 "at least one."
             )
-        if batch is not None and len(tokens) != batch:
-            raise LabError(f"{what} has {len(tokens)} rows, the source {batch}; expected as many of each.")
         low, high = (int(end) for end in tokens.aminmax())
         if low < 0 or high >= self._cfg.d_vocab:
             raise LabError(
@@ -179,6 +199,30 @@ class RNNEncoderDecoder(HookedModule):
         if len(hidden):
             raise LabError(f"attention_mask hides all of source {int(hidden[0])}; expected at least one real token.")
         return real
+
+    def encoder_given(self, target: Int[Tensor, "pos"]) -> EncoderGivenTarget:
+        """The model as one of source tokens, for one target so far; see `models.rnn_views`.
+
+        Raises:
+            LabError: not one row of ids of this vocabulary.
+        """
+        return EncoderGivenTarget(self, target)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
+
+        Raises:
+            LabError: the directory cannot be written to, or holds another model.
+        """
+        from models.pretrained.native import save
+
+        return save(self, directory)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise not_defined(name, type(self).__name__) from None
 
     @property
     def cfg(self) -> RNNConfig:

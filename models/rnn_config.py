@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interp.errors import LabError, choose
+from interp.errors import LabError, NotDefinedError, choose
 from models.config import dtype_named
 
 CELLS = ("RNN", "LSTM", "GRU")
@@ -60,6 +60,9 @@ class RNNConfig:
         """Width of what attention adds to the decoder's input."""
         return 0 if self.d_attn is None else self.d_hidden
 
+    def __getattr__(self, name: str) -> Any:
+        raise not_defined(name, type(self).__name__)
+
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values, ready for JSON; without the device."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "device"}
@@ -81,6 +84,25 @@ class RNNConfig:
         if isinstance(values.get("dtype"), str):
             values = values | {"dtype": dtype_named(values["dtype"])}
         return cls(**values)
+
+
+OF_TRANSFORMERS = frozenset(
+    "n_layers n_heads n_key_value_heads d_head d_mlp n_ctx attn_only normalization_type act_fn attention_dir "
+    "blocks embed pos_embed ln_final b_U W_E W_pos W_Q W_K W_V W_O W_in W_out b_Q b_K b_V b_O b_in b_out QK OV "
+    "to_tokens to_str_tokens to_single_token to_string accumulated_bias embedding logits_at loss_fn".split()
+)
+"""What analyses ask of a transformer: its sizes, its parts, its weights, its text."""
+
+
+def not_defined(name: str, owner: str) -> AttributeError:
+    """The error for what a recurrent model lacks: of a transformer's things, with what there is instead."""
+    if name not in OF_TRANSFORMERS:
+        return AttributeError(f"{owner!r} object has no attribute {name!r}")
+    return NotDefinedError(
+        f"a recurrent encoder-decoder has no {name!r}: what is defined on blocks, heads, a residual stream or text is "
+        "not defined on it.  Its hidden states can be cached, edited and patched: try "
+        'activation_patching(model.encoder_given(target), pairs, site="encoder.hidden").'
+    )
 
 
 def _is_int(value: Any, least: int = 0) -> bool:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from interp.errors import LabError
 from models.architectures import architecture
-from models.config import TransformerConfig
 from models.pretrained.family import Entry
 from models.pretrained.tensors import StoredTensors
 from models.tokenizers import Tokenizer
 
 
-def hollow(cfg: TransformerConfig, tokenizer: Tokenizer | None, kind: str = "gpt") -> Any:
+def hollow(cfg: Any, tokenizer: Tokenizer | None, kind: str = "gpt") -> Any:
     """A model whose parameters have shapes but no storage. kind: its architecture (see `models.architectures`).
 
     Raises:
@@ -66,7 +65,7 @@ def fill(
         _copy(entry, stored, parts)
         for name, part in zip(entry.parameters, parts, strict=True):
             _place(model, name, part)
-    if model._cfg.tie_embeddings:
+    if getattr(model._cfg, "tie_embeddings", False):
         model.unembed.weight = model.embed.W_E
     return model
 

@@ -68,7 +68,7 @@ def read(
     directory, step = checkpoint.directory, checkpoint.step
     stored = open_tensors(directory) if step is None else open_file(weights_at(directory, step))
     cfg = read_config(config)
-    check_depth(cfg.n_layers, stored)
+    check_depth(getattr(cfg, "n_layers", None), stored)
     model = hollow(cfg, tokenizer, _kind(config))
     entries = [Entry(name, (name,)) for name, _ in model.named_parameters()]
     return fill(model, entries, stored, "(?!)", device, dtype or cfg.dtype)

@@ -30,7 +30,7 @@ class Copies:
         LabError: a size below 1.
     """
 
-    max_length: int = 24
+    max_length: int = 32
     symbols: int = 16
     batch_size: int = 64
     reverse: bool = False
@@ -55,11 +55,15 @@ class Copies:
 
     def with_targets(self, rows: Int[Tensor, "batch source_pos"]) -> SourceBatch:
         """Rows with what the decoder reads, and what it is to write: their copies and the end."""
-        copies = rows.flip(1) if self.reverse else rows
+        copies = self.copies_of(rows)
         edge = rows.new_ones(len(rows), 1)
         return SourceBatch(
             tokens=torch.cat([START * edge, copies], 1), targets=torch.cat([copies, END * edge], 1), source=rows
         )
+
+    def copies_of(self, rows: Int[Tensor, "batch source_pos"]) -> Int[Tensor, "batch source_pos"]:
+        """What is to be written, without the end."""
+        return rows.flip(1) if self.reverse else rows
 
     def rows(self, length: int, n: int, seed: int) -> Int[Tensor, "batch source_pos"]:
         """`n` rows of one length that no step draws: of a random generator of their own."""

@@ -358,8 +358,9 @@ REAL = torch.ones(2, 4, dtype=torch.bool)
         ((SOURCE[:, :0], TARGET), "the source has shape .*at least one"),
         ((SOURCE.float(), TARGET), "the source has shape .*float32; expected token ids"),
         ((SOURCE + 9, TARGET), "the source holds ids from 11 to 16; expected 0 to 10"),
-        ((SOURCE, TARGET - 1), "decoder_input holds ids from -1 to 2; expected 0 to 10"),
-        ((SOURCE, TARGET[:1]), "decoder_input has 1 rows, the source 2"),
+        ((SOURCE, TARGET - 1), "the target holds ids from -1 to 2; expected 0 to 10"),
+        ((SOURCE, TARGET[:1]), "2 sources and 1 targets; expected one target for each source"),
+        ((SOURCE,), r"the decoder has no target; expected decoder_input=.*start token \(0\)"),
         (
             (SOURCE, TARGET, torch.ones(2, 4, dtype=torch.bool)),
             r"attention_mask has shape \(2, 4\), expected .*\(2, 3\)",
