@@ -1,7 +1,8 @@
 """Recipes: one TOML file says how a model of the zoo is made; replaying it makes the model again.
 
     [data]      kind = "repeats" and the settings of that kind (see `LESSONS`)
-    [model]     the entries of a `TransformerConfig`; d_vocab comes from the tokenizer when it is left out, and
+    [model]     the entries of a `TransformerConfig`, or of the config of the `architecture` that is named there (see
+                `models.architectures`); d_vocab comes from the tokenizer when it is left out, and
                 normalization_type = "none" stands for no norm
     [training]  the entries of a `TrainingConfig`
 
@@ -20,19 +21,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from interp.errors import LabError, choose
 from interp.files import write_text
 from interp.provenance import weights_hash
-from models.config import TransformerConfig
+from models.architectures import Architecture, architecture
 from models.training import TrainingConfig, train
 from models.zoo.lessons import Lesson, checked
-
-if TYPE_CHECKING:
-    from models.gpt import GPT
 
 ZOO = Path(__file__).resolve().parent
 
@@ -41,6 +39,7 @@ LESSONS = {
     "modular": "models.zoo.modular",
     "town": "models.zoo.corpus",
     "text": "models.zoo.plain_text",
+    "dates": "models.zoo.iso_dates",
 }
 """Each kind of data, and the module whose `lesson(options, seed)` makes it."""
 
@@ -169,18 +168,28 @@ class Recipe:
             raise LabError(f"model.start={start!r} brings its own sizes; expected no {', '.join(others)} beside it.")
         return None if start is None else str(start)
 
-    def config(self, lesson: Lesson) -> TransformerConfig:
-        """The model's sizes.
+    @property
+    def architecture(self) -> Architecture:
+        """What is built.
+
+        Raises:
+            LabError: an unknown architecture.
+        """
+        return architecture(str(self.model.get("architecture", "gpt")))
+
+    def config(self, lesson: Lesson) -> Any:
+        """The model's sizes, a config of its architecture.
 
         Raises:
             LabError: unknown or contradictory entries.
         """
         sizes: dict[str, Any] = {"model_name": self.name, "seed": self.seed} | dict(self.model)
+        sizes.pop("architecture", None)
         if lesson.tokenizer is not None:
             sizes = {"d_vocab": len(lesson.tokenizer)} | sizes
         if sizes.get("normalization_type") == "none":  # TOML has no null
             sizes["normalization_type"] = None
-        return TransformerConfig.from_dict(sizes)
+        return self.architecture.config_class.from_dict(sizes)
 
     def training_config(self) -> TrainingConfig:
         """How it is trained.
@@ -251,7 +260,7 @@ def replay(
     out: str | os.PathLike[str],
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> GPT:
+) -> Any:
     """Train the recipe's model and save it, with its card, recipe, log and checkpoints, in the folder `out`.
 
     A replay that was interrupted goes on from its last checkpoint.
@@ -259,14 +268,14 @@ def replay(
     Raises:
         LabError: a bad recipe, or a folder that holds something else; before any work is done.
     """
-    from models.gpt import GPT
     from models.pretrained import load
     from models.zoo.card import card
 
     training = recipe.training_config()
     if recipe.start is None:
         lesson = recipe.lesson()
-        model = GPT(recipe.config(lesson), tokenizer=lesson.tokenizer, device=device)
+        build = recipe.architecture.model_class
+        model = build(recipe.config(lesson), tokenizer=lesson.tokenizer, device=device)
         identity = recipe.identity()
     else:
         model = load(recipe.start, "native", device, "float32")
