@@ -40,6 +40,10 @@ KINDS: MappingProxyType[str, Kind] = MappingProxyType(
     {
         "embed": _kind("hook_embed", "batch pos d_model"),
         "pos_embed": _kind("hook_pos_embed", "batch pos d_model"),
+        "token_type_embed": _kind("hook_token_type_embed", "batch pos d_model"),
+        "embed_ln.scale": _kind("embed_ln.hook_scale", "batch pos one"),
+        "embed_ln.normalized": _kind("embed_ln.hook_normalized", "batch pos d_model"),
+        "full_embed": _kind("hook_full_embed", "batch pos d_model"),
         "resid_pre": _kind("blocks.{layer}.hook_resid_pre", "batch pos d_model"),
         "attn_in": _kind("blocks.{layer}.hook_attn_in", "batch pos head d_model"),
         "q_input": _kind("blocks.{layer}.hook_q_input", "batch pos head d_model"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from interp.errors import LabError
 from interp.hook_point import HookPoint
-from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
 from models.attention import at_positions
 from models.block import make_block
@@ -22,6 +20,7 @@ from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
 from models.initialisation import initialise
 from models.inputs import check_ids, check_returned, layers_between, mask_input, stream_input, token_input
+from models.lab_model import LabModel
 from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import make_final_norm
 from models.positions import LearnedPositions, SinusoidalPositions
@@ -31,16 +30,13 @@ from models.visibility import mask_and_positions, views_of
 from models.weights import StackedWeights
 
 
-class GPT(StackedWeights, TextMethods, HookedModule):
+class GPT(StackedWeights, TextMethods, LabModel):
     """tokens -> embedding (+ positions) -> blocks -> norm -> logits, with a hook point on every step.
 
     cfg: the shape. tokenizer: for text input; without one the model takes ids. device, dtype: of the weights.
     Fresh weights are drawn as GPT-2's (Radford et al. 2019, §2.3), from `cfg.seed` when it is set.
     There is no dropout, so training and evaluation mode compute the same; a new model is in evaluation mode.
-    revision: the version of loaded weights, when it is known.
     """
-
-    revision: str | None = None
 
     def __init__(
         self,
@@ -104,7 +100,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         elif isinstance(input, Tensor):
             given = tokens = token_input(self, input)
         else:
-            given, mask = self._text_input(input, prepend_bos, padding_side, mask)
+            given, mask = self.text_input(input, prepend_bos, padding_side, mask)
             tokens = given
         real, positions = mask_and_positions(self, given.shape[:2], mask, past_kv_cache)
         first, stop = layers_between(start_at_layer, stop_at_layer, self._cfg.n_layers)
@@ -196,16 +192,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             weights[name.replace(".attn._", ".attn.")] = repeated
         return weights
 
-    def save(self, directory: str | Path) -> Path:
-        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
-
-        Raises:
-            LabError: the directory cannot be written to, or holds another model.
-        """
-        from models.pretrained.native import save
-
-        return save(self, directory)
-
     def export(self, directory: str | Path) -> Path:
         """Write a directory that transformers loads with the same logits.
 
@@ -215,27 +201,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         from models.pretrained.export import to_huggingface
 
         return to_huggingface(self, directory)
-
-    @property
-    def cfg(self) -> TransformerConfig:
-        """The config, with the current device and dtype."""
-        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
-            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
-        return self._cfg
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed.W_E.dtype
-
-    def _text_input(
-        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
-        return tokens, mask if mask is not None else None if bool(real.all()) else real
 
     def _returned(
         self,

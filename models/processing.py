@@ -291,7 +291,7 @@ def _restate(model: GPT, normalization_type: str | None = None) -> None:
     )
     for module in model.modules():
         if isinstance(vars(module).get("cfg"), TransformerConfig):
-            module.cfg = model._cfg  # type: ignore[assignment]
+            module.cfg = model._cfg
 
 
 def _share_biases(linears: list[nn.Linear]) -> bool:

@@ -21,7 +21,10 @@ from tokenizers import Tokenizer as Core
 
 from interp.errors import LabError
 from interp.files import write_text
+from models.word_pieces import AROUND, surround, word_pieces
+from models.word_pieces import ROLES as _WORD_PIECE_ROLES
 
+ROLES = ("bos_token", "eos_token", "pad_token", "mask_token")
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 # GPT-2's split, but digits go in pairs: " 1732" is " 17" and "32", whatever the corpus.
@@ -37,19 +40,20 @@ class NoTokenizerError(LabError):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` that knows its start, end and padding tokens.
+    """A `tokenizers.Tokenizer` that knows its start, end, padding and mask tokens.
 
     Raises:
-        LabError: a start, end or padding token that is not in the vocabulary.
+        LabError: one of these that is not in the vocabulary.
     """
 
     core: Core
     bos_token: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
+    mask_token: str | None = None
 
     def __post_init__(self) -> None:
-        for role in ("bos_token", "eos_token", "pad_token"):
+        for role in ROLES:
             token = getattr(self, role)
             if token is not None and self.core.token_to_id(token) is None:
                 raise LabError(f"{role} {token!r} is not in the tokenizer's vocabulary of {len(self)} tokens.")
@@ -71,10 +75,14 @@ class Tokenizer:
         return self._id(self.pad_token)
 
     @property
+    def mask_token_id(self) -> int | None:
+        return self._id(self.mask_token)
+
+    @property
     def all_special_ids(self) -> list[int]:
         """Ids of the tokens that stand for no text."""
         special = {i for i, token in self.core.get_added_tokens_decoder().items() if token.special}
-        named = {self.bos_token_id, self.eos_token_id, self.pad_token_id} - {None}
+        named = {self._id(getattr(self, role)) for role in ROLES} - {None}
         return sorted(special | {i for i in named if i is not None})
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -114,7 +122,7 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them too."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        roles = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
+        roles = {role: getattr(self, role) for role in ROLES}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{role: token for role, token in roles.items() if token is not None},
@@ -125,9 +133,9 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, directory: str | Path) -> Tokenizer:
-        """Read a Hugging Face directory: `tokenizer.json`, or else `vocab.json` with `merges.txt`.
+        """Read a Hugging Face directory: `tokenizer.json`, or else `vocab.json` with `merges.txt`, or `vocab.txt`.
 
-        Start, end and padding tokens come from `tokenizer_config.json` and `special_tokens_map.json`.
+        Start, end, padding and mask tokens come from `tokenizer_config.json` and `special_tokens_map.json`.
 
         Raises:
             NoTokenizerError: the directory has neither.
@@ -137,18 +145,22 @@ class Tokenizer:
         roles = _roles(directory)
         if (directory / "tokenizer.json").is_file():
             core = _read_core(directory / "tokenizer.json")
+        elif (directory / "vocab.txt").is_file():
+            core, roles = word_pieces(directory), {**_WORD_PIECE_ROLES, **roles}
         elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
             core = _byte_level(directory)
             if not roles and core.token_to_id(END) is not None:
                 roles = {"bos_token": END, "eos_token": END}
         else:
             raise NoTokenizerError(
-                f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json with merges.txt.  "
+                f"no tokenizer in {directory}: expected tokenizer.json, vocab.json with merges.txt, or vocab.txt.  "
                 "Token ids work without one."
             )
         special = [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(roles.values())]
         core.add_special_tokens([token for token in special if core.token_to_id(token.content) is not None])
-        return cls(core, **{role: token for role, token in roles.items() if core.token_to_id(token) is not None})
+        known = {role: token for role, token in roles.items() if core.token_to_id(token) is not None}
+        surround(core, known)
+        return cls(core, **{role: token for role, token in known.items() if role in ROLES})
 
     @cached_property
     def _leaves_out(self) -> bool:
@@ -240,11 +252,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
 
 
 def _roles(directory: Path) -> dict[str, str]:
-    """Start, end and padding token as the directory names them; `tokenizer_config.json` has the last word."""
+    """The special tokens as the directory names them; `tokenizer_config.json` has the last word."""
     roles: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         entries = _read_json(directory / name) if (directory / name).is_file() else {}
-        for role in ("bos_token", "eos_token", "pad_token"):
+        for role in (*ROLES, *AROUND):
             token = entries.get(role)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):

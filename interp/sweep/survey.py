@@ -26,7 +26,7 @@ from interp.sweep.base import BaseRun
 
 Row = Sequence[Edit]
 EMBEDDING = -1
-EMBEDDINGS = ("embed", "pos_embed")
+EMBEDDINGS = ("embed", "pos_embed", "token_type_embed", "embed_ln.scale", "embed_ln.normalized", "full_embed")
 AFTER_ATTENTION = {
     *("attn_out", "resid_mid", "mlp_in", "ln2.scale", "ln2.normalized"),
     *("mlp_pre", "mlp_pre_linear", "mlp_post", "ln2_post.scale", "ln2_post.normalized", "mlp_out"),

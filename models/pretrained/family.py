@@ -28,7 +28,7 @@ How to add one in an hour (StarCoder 2, StableLM and Gemma came in by these step
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -67,7 +67,7 @@ _FEATURES = (
     "attn_scores_soft_cap", "output_logits_soft_cap", "norm_places", "norm_gain_offset", "embed_scale",
     "attn_out_bias",
 )  # fmt: skip
-_PLAIN = {field.name: field.default for field in fields(TransformerConfig) if field.name in _FEATURES}
+_PLAIN = {each.name: each.default for each in fields(TransformerConfig) if each.name in _FEATURES}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Family:
     read_config: config.json to our config. entries: the table, without prefix for tensors that start with `head`.
     write_config: our config to config.json, for families that models are exported to. head: the unembedding's name.
     outside: other tensors whose names have no prefix. kind: what is built, a name of `models.architectures`.
-    with_tensors: the config with what the stored tensors alone say of it.
+    with_tensors: the config with what the stored tensors alone say of it. older: endings of names, and what they were
+    in earlier checkpoints.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Family:
     outside: tuple[str, ...] = ()
     kind: str = "gpt"
     with_tensors: Callable[[Any, StoredTensors], Any] | None = None
+    older: Mapping[str, str] = field(default_factory=dict)
 
     def obstacles(self, cfg: TransformerConfig) -> list[str]:
         """What in a config of ours this family cannot express."""
@@ -126,6 +128,14 @@ class Family:
         if cfg.n_outputs != cfg.d_vocab:
             differing.append(f"d_vocab_out={cfg.d_vocab_out} (must be d_vocab={cfg.d_vocab})")
         return differing
+
+    def as_stored(self, entry: Entry, stored: StoredTensors) -> Entry:
+        """The entry with the older name of its tensor, where the checkpoint has that."""
+        for new, old in self.older.items():
+            name = entry.stored.removesuffix(new) + old
+            if entry.stored.endswith(new) and entry.stored not in stored and name in stored:
+                return replace(entry, stored=name)
+        return entry
 
     def prefixed(self, cfg: TransformerConfig, prefix: str) -> list[Entry]:
         """The table with the names as a checkpoint has them."""

@@ -12,6 +12,7 @@ from interp.errors import LabError, did_you_mean
 from models.config import DTYPES, TransformerConfig
 from models.pretrained.assemble import check_depth, fill, hollow
 from models.pretrained.bart import BART
+from models.pretrained.bert import BERT, DISTILBERT, ROBERTA
 from models.pretrained.family import Family, UnsupportedError
 from models.pretrained.gemma import GEMMA, GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
@@ -31,6 +32,7 @@ from models.tokenizers import Tokenizer
 
 FAMILIES = (
     *(GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM),
+    *(BERT, ROBERTA, DISTILBERT),
     *(T5, BART),
 )
 
@@ -86,7 +88,8 @@ def read(
     cfg = cfg if family.with_tensors is None else family.with_tensors(cfg, stored)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
-    entries, head = family.prefixed(cfg, prefix), f"{family.head}.weight"
+    entries = [family.as_stored(entry, stored) for entry in family.prefixed(cfg, prefix)]
+    head = f"{family.head}.weight"
     ignored = f"{family.ignored}|{head}" if cfg.tie_embeddings else family.ignored
     _check_tie(cfg, entries[0].stored, head, stored)
     return fill(hollow(cfg, tokenizer, family.kind), entries, stored, ignored, device, dtype)
