@@ -26,6 +26,7 @@ from interp.errors import LabError
 from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.step_hooks import Steps
+from models.inputs import check_ids, mask_input
 from models.rnn_attention import AdditiveAttention
 from models.rnn_cells import Recurrent, State
 from models.rnn_config import RNNConfig, not_defined
@@ -159,7 +160,7 @@ class RNNEncoderDecoder(HookedModule):
                 token = token.masked_fill(ended, end)
                 ended = ended | (token == end)
             written.append(token)
-            if bool(ended.all()):
+            if end is not None and bool(ended.all()):  # which waits for a GPU
                 break
         return torch.cat(written, 1)
 
@@ -181,24 +182,16 @@ class RNNEncoderDecoder(HookedModule):
                 f"{what} has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
                 "at least one."
             )
-        low, high = (int(end) for end in tokens.aminmax())
-        if low < 0 or high >= self._cfg.d_vocab:
-            raise LabError(
-                f"{what} holds ids from {low} to {high}; expected 0 to {self._cfg.d_vocab - 1} "
-                f"(d_vocab={self._cfg.d_vocab})."
-            )
+        if not (tokens.is_cuda and self.training):  # looking at ids makes a GPU wait
+            check_ids(tokens, self._cfg.d_vocab)
         return tokens.to(self.device)
 
-    def _mask(self, mask: Tensor, source: Tensor) -> Tensor:
+    def _mask(self, mask: Tensor, source: Tensor) -> Tensor | None:
         if mask.shape != source.shape:
             raise LabError(
                 f"attention_mask has shape {tuple(mask.shape)}, expected the source's {tuple(source.shape)}."
             )
-        real = mask.to(self.device, torch.bool)
-        hidden = (~real.any(1)).nonzero()
-        if len(hidden):
-            raise LabError(f"attention_mask hides all of source {int(hidden[0])}; expected at least one real token.")
-        return real
+        return mask_input(self, mask)
 
     def encoder_given(self, target: Int[Tensor, "pos"]) -> EncoderGivenTarget:
         """The model as one of source tokens, for one target so far; see `models.rnn_views`.

@@ -87,7 +87,7 @@ class RNNConfig:
 
 
 OF_TRANSFORMERS = frozenset(
-    "n_layers n_heads n_key_value_heads d_head d_mlp n_ctx attn_only normalization_type act_fn attention_dir "
+    "n_layers n_heads n_key_value_heads d_head d_mlp n_ctx attn_only normalization_type act_fn attention_dir causal "
     "blocks embed pos_embed ln_final b_U W_E W_pos W_Q W_K W_V W_O W_in W_out b_Q b_K b_V b_O b_in b_out QK OV "
     "to_tokens to_str_tokens to_single_token to_string accumulated_bias embedding logits_at loss_fn".split()
 )

@@ -232,17 +232,15 @@ def hooks_view(rows: Sequence[dict[str, Any]]) -> View:
 
 def _size(cfg: Any, axis: str) -> int | str:
     """The size of an axis, or its name where it depends on the input."""
-    heads = cfg.n_heads
-    sizes = {
-        "d_model": cfg.d_model,
-        "d_head": cfg.d_head,
-        "d_mlp": cfg.d_mlp,
+    heads = getattr(cfg, "n_heads", None)
+    sizes = {name: getattr(cfg, name, None) for name in ("d_model", "d_head", "d_mlp", "d_hidden")} | {
         "d_vocab": getattr(cfg, "d_vocab_out", None) or cfg.d_vocab,
         "head": heads,
         "kv_head": getattr(cfg, "n_key_value_heads", None) or heads,
         "one": 1,
     }
-    return sizes.get(axis, axis)
+    size = sizes.get(axis)
+    return axis if size is None else size
 
 
 def _mean_of(n: int) -> str:

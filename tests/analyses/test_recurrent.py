@@ -123,7 +123,7 @@ def test_a_target_that_is_not_one_row_of_ids_is_refused() -> None:
     model = random_rnn("GRU", True)
     with pytest.raises(LabError, match=r"target has shape \(2, 2\); expected one row"):
         model.encoder_given(torch.zeros(2, 2, dtype=torch.long))
-    with pytest.raises(LabError, match="the target holds ids from 0 to 11; expected 0 to 10"):
+    with pytest.raises(LabError, match="token ids run from 0 to 11; expected 0 to 10"):
         model.encoder_given(torch.tensor([0, 11]))
 
 

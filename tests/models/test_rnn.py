@@ -357,15 +357,15 @@ REAL = torch.ones(2, 4, dtype=torch.bool)
         ((SOURCE[0], TARGET), r"the source has shape \(3,\).*expected token ids \[batch pos\]"),
         ((SOURCE[:, :0], TARGET), "the source has shape .*at least one"),
         ((SOURCE.float(), TARGET), "the source has shape .*float32; expected token ids"),
-        ((SOURCE + 9, TARGET), "the source holds ids from 11 to 16; expected 0 to 10"),
-        ((SOURCE, TARGET - 1), "the target holds ids from -1 to 2; expected 0 to 10"),
+        ((SOURCE + 9, TARGET), "token ids run from 11 to 16; expected 0 to 10"),
+        ((SOURCE, TARGET - 1), "token ids run from -1 to 2; expected 0 to 10"),
         ((SOURCE, TARGET[:1]), "2 sources and 1 targets; expected one target for each source"),
         ((SOURCE,), r"the decoder has no target; expected decoder_input=.*start token \(0\)"),
         (
             (SOURCE, TARGET, torch.ones(2, 4, dtype=torch.bool)),
             r"attention_mask has shape \(2, 4\), expected .*\(2, 3\)",
         ),
-        ((SOURCE, TARGET, torch.tensor([[1, 1, 0], [0, 0, 0]])), "attention_mask hides all of source 1"),
+        ((SOURCE, TARGET, torch.tensor([[1, 1, 0], [0, 0, 0]])), "attention_mask hides all tokens of row 1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
