@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from analyses.acdc_search import acdc
     from analyses.attention_edges import attention_knockout
     from analyses.attribution import head_attribution, neuron_attribution, source_attribution
+    from analyses.bottleneck import accuracy_by_length
     from analyses.circuit_checks import completeness, minimality
     from analyses.circuit_curve import faithfulness_curve
     from analyses.circuit_finding import find_circuit
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from analyses.matching import head_matching
     from analyses.patching import activation_patching
     from analyses.paths import path_patching
-    from analyses.patterns import attention_patterns
+    from analyses.patterns import attention_patterns, cross_attention_patterns
     from analyses.position_losses import loss_by_position
     from analyses.position_vectors import position_geometry
     from analyses.predictions import compare_predictions
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ablate_direction",
     "ablation",
+    "accuracy_by_length",
     "acdc",
     "activation_patching",
     "add_direction",
@@ -73,6 +75,7 @@ __all__ = [
     "component_lens",
     "context_losses",
     "copying_scores",
+    "cross_attention_patterns",
     "cumulative_ablation",
     "direction_ablation",
     "edge_attribution",
@@ -124,12 +127,14 @@ __getattr__ = attributes(
     {
         "ablate_direction": "analyses.directions",
         "ablation": "analyses.knockouts",
+        "accuracy_by_length": "analyses.bottleneck",
         "acdc": "analyses.acdc_search",
         "activation_patching": "analyses.patching",
         "add_direction": "analyses.directions",
         "analogies": "analyses.embeddings",
         "attention_knockout": "analyses.attention_edges",
         "attention_patterns": "analyses.patterns",
+        "cross_attention_patterns": "analyses.patterns",
         "attribution_patching": "analyses.gradients",
         "auroc": "analyses.known_circuits",
         "causal_trace": "analyses.tracing",

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import LabError
-from models.inputs import mask_input
+from models.inputs import mask_input, token_input
 from models.text import TextMethods, pad
 
 Source = str | list[str] | Int[Tensor, "batch source_pos"] | Int[Tensor, "source_pos"]
@@ -31,7 +31,7 @@ class SourceAndTargetText(TextMethods):
             LabError: no tokens, ids out of range, or a text and no tokenizer.
         """
         if isinstance(input, Tensor):
-            return self._ids(input, "sources"), mask_input(self, mask)
+            return token_input(self, input), mask_input(self, mask)
         tokens, real = self.to_tokens_and_mask(input, truncate=False)
         if mask is None and not bool(real.all()):
             mask = real
@@ -44,7 +44,7 @@ class SourceAndTargetText(TextMethods):
             LabError: as `source_tokens`.
         """
         if isinstance(input, Tensor):
-            return self._ids(input, "targets"), mask_input(self, mask)
+            return token_input(self, input), mask_input(self, mask)
         texts = [input] if isinstance(input, str) else list(input)
         rows = [[self.cfg.decoder_start_token_id, *self._tokenizer().encode(text)] for text in texts]
         tokens, real = pad(rows, self.padding_id, "right")
@@ -64,14 +64,6 @@ class SourceAndTargetText(TextMethods):
         if self.cfg.pad_token_id is not None:
             return self.cfg.pad_token_id
         return self.cfg.decoder_start_token_id if self.tokenizer is None else self._padding_id()
-
-    def _ids(self, tokens: Tensor, what: str) -> Int[Tensor, "batch pos"]:
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-            raise LabError(
-                f"the {what} have shape {tuple(tokens.shape)}, dtype {tokens.dtype}; expected ids [batch pos]."
-            )
-        return tokens.to(self.device)
 
     def _encode(self, text: str, prepend_bos: bool | None) -> list[int]:
         ids = self._tokenizer().encode(text, add_special_tokens=prepend_bos is not False)

@@ -131,6 +131,7 @@ class DecoderGiven(Side):
         if len(tokens) != 1:
             raise LabError(f"{len(tokens)} sources; expected one, for all targets.")
         super().__init__(model, model.cfg.decoder, _shown(model, tokens[0]))
+        self.source = tokens
         with torch.no_grad():
             self.memory = model.encode(tokens, mask)
         self.unaccounted = {
