@@ -69,7 +69,9 @@ _SOURCE = (
         "--preferences", metavar="FILE", help="Learn which answer is liked: prompt, chosen, rejected; 'gifts'."
     ),
     click.option("--model", help="The trained model to go on from."),
-    click.option("--tokenizer", metavar="KIND", help="Of a --text: characters, bpe, or a directory."),
+    click.option(
+        "--tokenizer", metavar="KIND", help="Of a --text: characters, bpe, or of a model.  [default: characters]"
+    ),
 )
 source_options = bundle(Source, "source", *_SOURCE)
 

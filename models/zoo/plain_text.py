@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.errors import LabError
+from interp.errors import LabError, UnknownModelError, did_you_mean
 from interp.files import read_text
 from models.batches import Batch, Windows
+from models.fine_tuning import check_writes
 from models.tokenizers import Tokenizer, characters_of, train_bpe
 from models.training import mean_loss
 from models.zoo.lessons import Lesson, checked
@@ -26,9 +26,9 @@ MEASURED = 64
 class PlainText:
     """How a text is read.
 
-    file: UTF-8. tokenizer: "characters" (those that occur), "bpe" (learned from the text to train on), or a directory
-    that holds one. vocab_size: of a learned one, at most. n_ctx: tokens in a window. held_out: the share at the end of
-    the text that is measured with; 0 for none.
+    file: UTF-8. tokenizer: "characters" (those that occur), "bpe" (learned from the text to train on), or that of a
+    model, by name or directory (`models.pretrained.load_tokenizer`). vocab_size: of a learned one, at most.
+    n_ctx: tokens in a window. held_out: the share at the end of the text that is measured with; 0 for none.
 
     Raises:
         LabError: a share that leaves nothing.
@@ -65,9 +65,15 @@ class PlainText:
             return characters_of(text)
         if self.tokenizer == "bpe":
             return train_bpe(learned_from.splitlines(keepends=True), self.vocab_size)
-        if Path(self.tokenizer).expanduser().is_dir():
-            return Tokenizer.from_dir(Path(self.tokenizer).expanduser())
-        raise LabError(f"no tokenizer {self.tokenizer!r}; expected characters, bpe, or a directory that holds one.")
+        from models.pretrained import load_tokenizer
+
+        try:
+            return load_tokenizer(self.tokenizer)
+        except UnknownModelError as problem:
+            near = did_you_mean(self.tokenizer, ("characters", "bpe"))
+            raise LabError(
+                f"no tokenizer {self.tokenizer!r}.{near}  expected characters, bpe, or: {problem}"
+            ) from problem
 
     def _measure(self, tokens: Int[Tensor, "held_out"]) -> HeldOutLoss:
         if len(tokens) <= self.n_ctx:
@@ -102,10 +108,9 @@ def further(options: Mapping[str, Any], seed: int, model: Any) -> Lesson:
     """The same for a trained model, in the tokens that it knows.
 
     Raises:
-        LabError: it has no tokenizer, or the options name another one.
+        LabError: it does not write text, or the options name another tokenizer.
     """
-    if model.tokenizer is None:
-        raise LabError(f"the model {model.cfg.model_name!r} has no tokenizer, so it reads no text.")
+    check_writes(model)
     if "tokenizer" in options:
         raise LabError("a trained model keeps its tokenizer; expected no data.tokenizer beside model.start.")
     settings = {"n_ctx": min(PlainText.n_ctx, model.cfg.n_ctx)} | dict(options)

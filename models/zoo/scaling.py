@@ -53,7 +53,7 @@ class ScalingStudy:
 
     file: str | os.PathLike[str]
     widths: tuple[int, ...] = (16, 24, 32, 48, 64, 96)
-    steps: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    steps: tuple[int, ...] = (64, 128, 256, 512)
     n_layers: int = 2
     head_size: int = 8
     n_ctx: int = 64

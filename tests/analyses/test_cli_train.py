@@ -138,7 +138,7 @@ def test_a_wrong_command_line_trains_nothing(case: str, tmp_path: Path) -> None:
         (b"caf\xe9 au lait", [], "is not UTF-8: byte 0xe9 at offset 3 (line 1)"),
         (b"too short", [], "expected at least 129"),
         (TEXT.encode()[:400], [], "the held-out end of"),
-        (TEXT.encode(), ["--tokenizer", "bpee"], "no tokenizer 'bpee'; expected characters, bpe, or a directory"),
+        (TEXT.encode(), ["--tokenizer", "bpee"], "no tokenizer 'bpee'.  closest: 'bpe'"),
         (TEXT.encode(), ["--tokenizer", "bpe", "--set", "data.vocab_size=100"], "vocab_size=100"),
         (TEXT.encode(), ["--set", "data.held_out=1.5"], "held_out=1.5"),
         (TEXT.encode(), ["--set", "data.n_ctxt=3"], "closest: 'n_ctx'"),
