@@ -15,30 +15,32 @@ from pathlib import Path
 import click
 import torch
 
-from models.zoo.scaling import Run, ScalingStudy
+from analyses import scaling_law
+from models.zoo.scaling import ScalingStudy
 
 
 @click.command()
 @click.argument("text", type=click.Path(path_type=Path))
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="Finished runs, one JSON object a line.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and windows.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/scaling.safetensors")
-def main(text: Path, runs: Path, out: Path) -> None:
+def main(text: Path, runs: Path, seed: int, out: Path) -> None:
     torch.set_num_threads(1)
-    study = ScalingStudy(text)
+    study = ScalingStudy(text, seed=seed)
     done = [json.loads(line) for line in runs.read_text().splitlines()] if runs.is_file() else []
-    for steps, width in product(sorted(study.steps), sorted(study.widths)):
-        if not any((run["steps"], run["d_model"]) == (steps, width) for run in done):
-            found = {"steps": steps, **asdict(study.run(width, steps))}
-            click.echo(found, err=True)
-            done.append(found)
+    found = []
+    for steps, width in product(study.steps, study.widths):
+        wanted = {"steps": steps, "d_model": width, "seed": seed}
+        run = next((run for run in done if wanted.items() <= run.items()), None)
+        if run is None:
+            run = wanted | asdict(study.run(width, steps))
+            click.echo(run, err=True)
             with runs.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-    from analyses import scaling_law
-
-    found = [Run(**{name: value for name, value in run.items() if name != "steps"}) for run in done]
-    law = scaling_law([r.parameters for r in found], [r.tokens for r in found], [r.loss for r in found])
+                file.write(json.dumps(run) + "\n")
+        found.append(run)
+    law = scaling_law(*([run[name] for run in found] for name in ("parameters", "tokens", "loss")))
     law.save(out)
-    click.echo(str(law))
+    click.echo(law)
 
 
 if __name__ == "__main__":
