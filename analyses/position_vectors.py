@@ -171,9 +171,13 @@ def _position_vectors(model: HookedModel | Any) -> Float[Tensor, "pos d_model"]:
     Raises:
         LabError: the model has none.
     """
-    if not any(name.endswith("hook_pos_embed") for name in model.hook_dict):
-        kind = getattr(model.cfg, "positional_embedding_type", None)
-        why = ELSEWHERE.get(str(kind), "nothing is added to its token vectors")
-        raise LabError(f"the model {model.cfg.model_name!r} has no position vectors: {why}.")
-    W_pos: Tensor = getattr(model, "W_pos")  # noqa: B009 not in the contract: only some models have one
-    return W_pos.detach()
+    vectors = getattr(model, "W_pos", None) if "hook_pos_embed" in model.hook_dict else None
+    if isinstance(vectors, Tensor):
+        return vectors.detach()
+    kind = str(getattr(model.cfg, "positional_embedding_type", None))
+    why = ELSEWHERE.get(kind, "nothing is added to its token vectors")
+    if getattr(model.cfg, "relative_attention_num_buckets", None) is not None:
+        why = "a bias on attention scores says how far apart two tokens are (relative)"
+    elif any(name.endswith("hook_pos_embed") for name in model.hook_dict):
+        why = "it has those of an encoder and those of a decoder, and no W_pos for both"
+    raise LabError(f"the model {model.cfg.model_name!r} has no position vectors: {why}.")

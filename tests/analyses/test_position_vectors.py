@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from analyses import position_geometry
+from analyses import nearest_tokens, position_geometry
 from interp.errors import LabError
 from interp.results import Result
 from models import GPT, TransformerConfig
+from models.bert import BERT
+from models.bert_config import BertConfig
+from models.encoder_decoder import EncoderDecoder
+from models.encoder_decoder_config import EncoderDecoderConfig
 from tests.strategies import SEEDS
 
 CLOSE = 1e-9
 TURN = 0.02
+RELATIVE = {"positional_embedding_type": "none", "relative_attention_num_buckets": 4}
 
 
 def model_of(vectors: Tensor) -> GPT:
@@ -105,9 +111,9 @@ def test_positions_on_a_circle_are_two_components_and_one_frequency() -> None:
     angle = 2 * math.pi * 3 * torch.arange(12, dtype=torch.float64) / 12
     plane = torch.linalg.qr(drawn(1, 6, 2)).Q
     found = position_geometry(model_of(torch.stack([angle.cos(), angle.sin()], 1) @ plane.T + drawn(2, 1, 6)))
-    np.testing.assert_allclose(found.explained[:3], [0.5, 0.5, 0], atol=CLOSE)
+    np.testing.assert_allclose(found.explained, [0.5, 0.5], atol=CLOSE)
     np.testing.assert_allclose(found.spectrum, np.eye(6)[2], atol=CLOSE)
-    np.testing.assert_allclose(np.linalg.norm(found.coordinates[:, :2], axis=1), 1.0, atol=CLOSE)
+    np.testing.assert_allclose(np.linalg.norm(found.coordinates, axis=1), 1.0, atol=CLOSE)
     np.testing.assert_allclose(12 / found.wavelength, 3.0, atol=TURN)
 
 
@@ -116,6 +122,21 @@ def test_without_position_vectors_it_says_how_the_model_knows_where_it_is(kind: 
     cfg = TransformerConfig(1, 1, 4, 5, n_ctx=8, positional_embedding_type=kind, model_name="mine")
     with pytest.raises(LabError, match=rf"'mine' has no position vectors: .*{why}"):
         position_geometry(GPT(cfg))
+
+
+def test_an_encoder_has_position_vectors_like_any_other() -> None:
+    model = BERT(BertConfig(1, 2, 8, 11, n_ctx=6), dtype=torch.float64)
+    W_pos = model.W_pos.detach()
+    expected = torch.nn.functional.cosine_similarity(W_pos[:, None], W_pos, dim=-1)
+    np.testing.assert_allclose(position_geometry(model).values, expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize(("own", "why"), [({}, "no W_pos for both"), (RELATIVE, "how far apart two tokens are")])
+def test_an_encoder_decoder_has_no_position_vectors_for_both_sides(own: dict[str, Any], why: str) -> None:
+    model = EncoderDecoder(EncoderDecoderConfig(n_layers=1, n_heads=2, d_model=8, d_vocab=11, n_ctx=8, **own))
+    with pytest.raises(LabError, match=why):
+        position_geometry(model)
+    assert nearest_tokens(model, [3], 2).values.shape == (1, 2, 2)
 
 
 def test_too_few_positions_or_components_are_refused() -> None:
