@@ -35,6 +35,7 @@ from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
+from interp.shares import sides_of
 from interp.sites import CROSS, HEAD_AXES, KINDS, PICKS, POSITION_AXES, RECURRENT, Site
 from interp.style import SIGNED, Scale
 
@@ -216,7 +217,10 @@ def check_site(model: HookedModel | Any, site: str, others: Sequence[str] = ()) 
     kinds = [name for name, kind in KINDS.items() if name in others or (kind.per_layer and name not in CROSS)]
     present = [name for name in kinds if Site(name, 0 if KINDS[name].per_layer else None).hook_name in model.hook_dict]
     if not present:
-        raise LabError(f"this analysis is defined on models with blocks, which {model.cfg.model_name!r} does not have.")
+        raise LabError(
+            f"this analysis is defined on models with blocks, which {model.cfg.model_name!r} does not have."
+            f"{sides_of(model)}"
+        )
     if site in kinds and site not in present:
         raise LabError(f"the model {model.cfg.model_name!r} has no {site!r}; its sites: {', '.join(present)}.")
     choose("site", site, present)

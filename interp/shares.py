@@ -53,6 +53,13 @@ def check_stream_is_a_sum(model: Any) -> None:
         )
 
 
+def sides_of(model: Any) -> str:
+    """For a message: the views of a model of two sequences, which is none that analyses see as one stack of blocks."""
+    views = {"decoder_given": "model.decoder_given(source)", "encoder_given": "model.encoder_given(target)"}
+    known = [view for name, view in views.items() if hasattr(model, name)]
+    return f"  It has two sides; try {' or '.join(known)}." if known else ""
+
+
 def check_parts_reach_the_stream(model: Any) -> None:
     """Refuse to split what attention or an MLP writes where the weights do not say what reaches the stream.
 
@@ -61,7 +68,10 @@ def check_parts_reach_the_stream(model: Any) -> None:
             (`model.unaccounted`), or it has no blocks.
     """
     if not hasattr(model, "blocks"):
-        raise LabError(f"{model.cfg.model_name!r} has no blocks that write to a residual stream: no parts, no shares.")
+        raise LabError(
+            f"{model.cfg.model_name!r} has no blocks that write to a residual stream: no parts, no shares."
+            f"{sides_of(model)}"
+        )
     check_stream_is_a_sum(model)
     found = {where: what for where, what in getattr(model, "unaccounted", {}).items() if where != "logits"}
     if found:

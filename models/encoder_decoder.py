@@ -19,10 +19,11 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from interp.errors import LabError
+from interp.errors import LabError, UnknownHookError
 from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
+from interp.shares import sides_of
 from models.attention import padding_mask
 from models.block import make_block
 from models.embedding import Embed
@@ -281,6 +282,9 @@ class EncoderDecoder(SourceAndTargetText, HookedModule):
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
         return self.unembed.b_U
+
+    def _unknown_hook(self, name: str) -> UnknownHookError:
+        return UnknownHookError(f"{super()._unknown_hook(name)}{sides_of(self) if name.startswith('blocks.') else ''}")
 
     def _rotation(self, blocks: nn.ModuleList, positions: Tensor) -> Float[Tensor, "#batch pos 2 half"] | None:
         """How queries and keys turn, where positions are rotary."""
