@@ -57,6 +57,26 @@ def _answer_id(model: Any, prompt: str, answer: str) -> int:
     )
 
 
+def mask_places(model: Any, prompts: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"] | None:
+    """Where an encoder's prompts have their mask token; None for a model that predicts what comes next.
+
+    Raises:
+        LabError: a prompt without a mask token, or with several.
+    """
+    token = getattr(getattr(model, "tokenizer", None), "mask_token_id", None)
+    if token is None or getattr(model.cfg, "attention_dir", "causal") != "bidirectional":
+        return None
+    masked = prompts == token
+    wrong = (masked.sum(1) != 1).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise LabError(
+            f"prompt {row} has {int(masked[row].sum())} mask tokens {model.tokenizer.mask_token!r}; expected one, "
+            "where the encoder is to answer."
+        )
+    return masked.int().argmax(1)
+
+
 def shown(model: Any, ids: list[int]) -> str:
     """Tokens for a message: as text where the model can say it, else as ids."""
     texts = _texts(model, ids)

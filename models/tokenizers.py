@@ -153,7 +153,7 @@ class Tokenizer:
                 roles = {"bos_token": END, "eos_token": END}
         else:
             raise NoTokenizerError(
-                f"no tokenizer in {directory}: expected tokenizer.json, vocab.json with merges.txt, or vocab.txt.  "
+                f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt.  "
                 "Token ids work without one."
             )
         special = [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(roles.values())]

@@ -94,9 +94,9 @@ def rare_rotary(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose every parameter, gains and biases included, is random and of order one."""
-    model = GPT(cfg, dtype=dtype)
+def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = torch.float64, kind: Any = GPT) -> Any:
+    """A model whose every parameter, gains and biases included, is random and of order one. kind: its class."""
+    model = kind(cfg, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -40,6 +40,7 @@ LESSONS = {
     "town": "models.zoo.corpus",
     "text": "models.zoo.plain_text",
     "dates": "models.zoo.iso_dates",
+    "tellings": "models.zoo.tellings",
 }
 """Each kind of data, and the module whose `lesson(options, seed)` makes it."""
 
