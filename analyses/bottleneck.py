@@ -29,7 +29,7 @@ from interp.results import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Written = Int[Tensor, "batch pos"]
+Written = Int[Tensor, "_ _"]  # the lengths of several tests differ
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,6 +63,16 @@ class AccuracyByLength(Result):
         values: Float[np.ndarray, "length"] = self.values[names.index(model)]
         return values
 
+    @property
+    def through(self) -> Float[np.ndarray, "model length"]:
+        """How many of the source's tokens came through: length · (accuracy - chance) / (1 - chance).
+
+        What a model guesses it has right by chance alone; of the others all are right.
+        """
+        share = (self.values - self.chance) / (1 - self.chance)
+        through: Float[np.ndarray, "model length"] = share * np.array(self.labels["length"], dtype=float)
+        return through
+
     def plot(self) -> go.Figure:
         """A line for each model, and chance."""
         from interp import pictures
@@ -76,6 +86,8 @@ class AccuracyByLength(Result):
             title=self.title,
             unit=self.unit,
         )
+        for under, trace in enumerate(reversed(figure.data)):
+            trace.line.width = 2 + 2 * under  # so that lines on one another are seen
         figure.add_hline(y=self.chance, line_dash="dot", line_color="#888", annotation_text="chance")
         figure.update_yaxes(range=[0, 1.05])
         return figure

@@ -79,10 +79,10 @@ class RNNEncoderDecoder(HookedModule):
 
     Hook points: `encoder.hook_embed` and `decoder.hook_embed` [batch pos d_model]; `encoder.hook_hidden` and
     `decoder.hook_hidden` [batch pos d_hidden], the state after each position, and for an LSTM `hook_cell`; with
-    attention `decoder.hook_attn_scores` and `decoder.hook_pattern` [batch q_pos k_pos] and `decoder.hook_context`
-    [batch pos d_hidden]. A hook sees all positions at once; a state that it changes is what the next position starts
-    from, and the encoder's last one where the decoder starts (how: `interp.step_hooks`). At source padding the state
-    stays as it was and edits do nothing.
+    attention `decoder.hook_attn_scores` and `decoder.hook_pattern` [batch target_pos source_pos], and
+    `decoder.hook_context` [batch pos d_hidden]. A hook sees all positions at once; a state that it changes is what the
+    next position starts from, and the encoder's last one where the decoder starts (how: `interp.step_hooks`). At source
+    padding the state stays as it was and edits do nothing.
 
     Fresh recurrent matrices are orthogonal, embeddings normal with deviation 1, other matrices Glorot's, biases zero.
     There is no dropout; a new model is in evaluation mode. It takes ids; a tokenizer, if there is one, is only saved

@@ -7,6 +7,7 @@ parameters each, within 2 %. `train_all` trains them on the same batches with th
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,5 +54,5 @@ def train_all(
     trained = models_of_one_size(data, seed)
     for name, model in trained.items():
         place = None if folder is None else Path(folder) / name.replace(" ", "-")
-        train(model, data, training_config(steps, seed), place, progress=progress)
+        train(model, data, training_config(steps, seed), place, identity=asdict(data), progress=progress)
     return trained
