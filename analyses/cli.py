@@ -28,6 +28,7 @@ from analyses.command_line.options import (
     Pairs,
     json_option,
     metric_option,
+    misuse,
     model_options,
     native_model_options,
     output_options,
@@ -168,33 +169,55 @@ def _matching(known: list[str], patterns: tuple[str, ...], model_name: str) -> l
 
 @main.command()
 @native_model_options
+@click.argument("text", required=False)
 @prompt_options
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=20, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0: the likeliest.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0: the likeliest.  [default: 1; with a source 0]")
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest that hold p.")
+@click.option(
+    "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Of an encoder-decoder's search."
+)
 @output_options(".json")
 def generate(
     chosen: ModelChoice,
+    text: str | None,
     prompt: OnePrompt,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    beams: int,
     output: Output,
 ) -> None:
-    """Let a model write on."""
+    """Let a model write on from TEXT (or --prompt), or an encoder-decoder translate it."""
     from analyses.command_line.tables import deliver, safe
     from interp import provenance
-    from models.generation import generate as write_on
 
+    prompt = prompt if text is None else prompt.with_text(text)
     model = chosen.load()
     row = prompt.read(model)
-    written = write_on(model, row, max_new_tokens, temperature, top_k, top_p, seed=prompt.seed)
-    text = written if isinstance(written, str) else _as_text(model, written, prompt.ids)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    written, settings = _written(model, row, settings, prompt.seed, beams)
+    shown = written if isinstance(written, str) else _as_text(model, written, prompt.ids)
     origin = provenance.of(model, prompts=row, seed=prompt.seed, settings=settings)
-    deliver(output, {"text": text, "provenance": origin.to_dict()}, [safe(text)])
+    deliver(output, {"text": shown, "provenance": origin.to_dict()}, [safe(shown)])
+
+
+def _written(model: Any, row: Any, settings: dict[str, Any], seed: int, beams: int) -> tuple[Any, dict[str, Any]]:
+    """What the model writes, and the settings with their defaults filled in."""
+    from models.encoder_decoder import EncoderDecoder
+    from models.generation import generate as write_on
+
+    translates = isinstance(model, EncoderDecoder)
+    if settings["temperature"] is None:
+        settings = settings | {"temperature": 0.0 if translates else 1.0}
+    if translates:
+        settings = settings | {"num_beams": beams}
+        return model.generate(row, **settings, seed=seed), settings
+    if beams > 1:
+        raise misuse(f"--beams {beams}: only an encoder-decoder searches with beams; {model.cfg.model_name!r} is none.")
+    return write_on(model, row, **settings, seed=seed), settings
 
 
 def _as_text(model: Any, tokens: Any, ids: bool) -> str:

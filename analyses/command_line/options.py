@@ -30,21 +30,41 @@ RESULT_FILES = (".html", ".safetensors", ".csv", ".json")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is to run."""
+    """Which model, and how it is to run. source, target: what one side of an encoder-decoder is given, to look at the
+    other.
+
+    Raises:
+        click.UsageError: at construction: both sides are given.
+    """
 
     model: str
     device: str | None
     dtype: str | None
     revision: str | None
     backend: str | None = "native"
+    source: str | None = None
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is not None and self.target is not None:
+            raise misuse("--source shows the decoder and --target the encoder; expected one of them.")
 
     def load(self) -> Any:
-        """The model, by the loader that the program brought (see `analyses.cli`).
+        """The model, by the loader that the program brought (see `analyses.cli`), or the side of it that was chosen.
 
         Raises:
-            LabError: there is no such model, it cannot be read, or the device is not there.
+            LabError: there is no such model, it cannot be read, or the device is not there; it has no such side.
         """
-        return click.get_current_context().obj.load(self)
+        model = click.get_current_context().obj.load(self)
+        if self.source is None and self.target is None:
+            return model
+        option, view = ("--source", "decoder_given") if self.target is None else ("--target", "encoder_given")
+        if not hasattr(model, view):
+            raise LabError(
+                f"{option} goes with an encoder-decoder, whose two sides are looked at one by one; {self.model!r} is "
+                "none.  Try --model dates, or leave it out."
+            )
+        return getattr(model, view)(_given(model, self.target if self.source is None else self.source))
 
     def steps(self) -> list[str]:
         """The revisions that are earlier checkpoints of the model's training, the first one first.
@@ -146,6 +166,16 @@ class OnePrompt:
         if self.ids and self.prompt is not None:
             token_ids(self.prompt)
 
+    def with_text(self, text: str) -> OnePrompt:
+        """The same with a prompt that was given by itself.
+
+        Raises:
+            click.UsageError: there is one already.
+        """
+        if self.prompt is not None:
+            raise misuse("the text is given twice, by itself and with --prompt; expected one of them.")
+        return replace(self, prompt=text)
+
     def read(self, model: Any) -> Any:
         """Text, or a row of token ids."""
         import torch
@@ -207,6 +237,13 @@ def check_text(model: Any) -> None:
         )
 
 
+def _given(model: Any, text: str) -> Any:
+    """A source or target as the model takes it: text, or a row of ids where there is no tokenizer."""
+    import torch
+
+    return text if getattr(model, "tokenizer", None) is not None else torch.tensor(token_ids(text), dtype=torch.long)
+
+
 def axis_names(text: str) -> list[str]:
     """The axes in a text such as "layer,head".
 
@@ -253,6 +290,10 @@ _MODEL = (
 _BACKEND = _option(
     "--backend", type=BACKEND, help="native or transformer-lens.  [default: native where the lab has the code]"
 )
+_SIDES = (
+    _option("--source", metavar="TEXT", help="Of an encoder-decoder: look at its decoder, given this source."),
+    _option("--target", metavar="TEXT", help="Of an encoder-decoder: look at its encoder, given the target so far."),
+)
 _PAIRS = (
     task_option,
     n_option,
@@ -290,7 +331,7 @@ def bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[C
     return decorate
 
 
-model_options = bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
+model_options = bundle(ModelChoice, "chosen", *_MODEL, _BACKEND, *_SIDES)
 compared_model_options = bundle(ModelChoice, "chosen", click.argument("model", metavar="A"), *_MODEL[1:], _BACKEND)
 native_model_options = bundle(ModelChoice, "chosen", *_MODEL)
 pairs_options = bundle(Pairs, "prompts", *_PAIRS)
