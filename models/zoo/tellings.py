@@ -89,8 +89,9 @@ def accuracy(model: nn.Module, tokenizer: Tokenizer, rows: Int[Tensor, "batch po
     """How often a word is guessed where it alone is hidden, in one telling."""
     number = torch.arange(len(rows))
     positions = torch.tensor([places(tokenizer, row, kind, telling)[i % 2] for i, row in enumerate(rows)])
-    hidden = rows.clone()
-    hidden[number, positions] = tokenizer.mask_token_id
+    hidden, mask_token = rows.clone(), tokenizer.mask_token_id
+    assert mask_token is not None
+    hidden[number, positions] = mask_token
     device = next(model.parameters()).device
     with torch.no_grad():
         logits = model(hidden.to(device)).cpu()
