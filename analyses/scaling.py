@@ -70,12 +70,13 @@ class ScalingLaw(Result):
     """Losses of trained models, and the law that is fitted to them.
 
     loss, fitted: as measured, and by the law, in nats. constants: entropy, a, alpha, b, beta. error: of each constant,
-    the standard error by leaving out one run at a time (the jackknife; Efron 1979).
+    the standard error by leaving out one run at a time (the jackknife; Efron 1979); of a constant that is 0, where the
+    search ends, it says nothing.
     """
 
     title = "Scaling law"
     shows = "how the loss of models of several sizes falls with the tokens of training, and the law fitted to it"
-    caveat = "The law is fitted to these sizes; beyond them it is a guess."
+    caveat = "The law is fitted to these sizes; beyond them it is a guess. E = 0: the runs are too far from it to tell."
     primary = "loss"
     unit = "nats"
 
