@@ -40,9 +40,9 @@ class PositionStudy:
         LabError: test rows no longer than those of training.
     """
 
-    trained_on: int = 64
-    longest: int = 256
-    steps: int = 2500
+    trained_on: int = 32
+    longest: int = 128
+    steps: int = 1500
     batch_size: int = 16
     n_layers: int = 2
     n_heads: int = 4
