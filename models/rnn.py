@@ -27,6 +27,7 @@ from interp.hook_point import HookPoint
 from interp.hooks import HookedModule
 from interp.step_hooks import Steps
 from models.inputs import check_ids, mask_input
+from models.loss import LogitsAndLoss, next_token_loss
 from models.rnn_attention import AdditiveAttention
 from models.rnn_cells import Recurrent, State
 from models.rnn_config import RNNConfig, not_defined
@@ -111,17 +112,23 @@ class RNNEncoderDecoder(HookedModule):
         self,
         input: Int[Tensor, "batch source_pos"],
         decoder_input: Int[Tensor, "batch pos"] | None = None,
+        return_type: str | None = "logits",
         attention_mask: Mask | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """The logits of the target token after each of `decoder_input`, which begins with the start token.
+    ) -> Any:
+        """Logits Float[Tensor, "batch pos d_vocab"] of the token after each of the target's, the loss, both, or None.
+
+        decoder_input: the targets so far (teacher forcing), which begin with the start token. The loss is of each token
+        of the target given those before it, in nats.
 
         attention_mask: True (or 1) for the source's real tokens, False for padding, on either side. Padding after a
-        target changes nothing before it.
+        target changes no logit before it.
 
         Raises:
             LabError: no target, ids out of range, no positions, a mask that does not fit or hides a whole source,
-                another number of sources than of targets.
+                another number of sources than of targets, an unknown return_type.
         """
+        if return_type not in ("logits", "loss", "both", None):
+            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
         if decoder_input is None:
             raise LabError(
                 "the decoder has no target; expected decoder_input=, ids that begin with the start token "
@@ -131,7 +138,11 @@ class RNNEncoderDecoder(HookedModule):
         target = self.checked_ids("the target", decoder_input)
         if len(target) != len(memory):
             raise LabError(f"{len(memory)} sources and {len(target)} targets; expected one target for each source.")
-        return self.decoder(target, state, memory, mask)[0]
+        logits, _ = self.decoder(target, state, memory, mask)
+        if return_type in ("logits", None):
+            return logits if return_type == "logits" else None
+        loss = next_token_loss(logits, target)
+        return loss if return_type == "loss" else LogitsAndLoss(logits, loss)
 
     @torch.no_grad()
     def generate(

@@ -8,6 +8,7 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from einops import rearrange
@@ -57,8 +58,8 @@ class Recurrent(nn.Module):
         cell_hooked = any(point.has_hooks() for point in self.state_points[1:])  # the kernel keeps it to itself
         if mask is not None or cell_hooked or may_edit(self.hook_hidden):
             return self.run_by_steps(x.shape[1], lambda step, _: x[:, step], state, mask)
-        hidden, last = self.rnn(x, _as_torch(state))
-        return self.hook_hidden(hidden), _as_state(last)
+        hidden, last = self._kernel(x, state)
+        return self.hook_hidden(hidden), last
 
     def run_by_steps(
         self,
@@ -82,7 +83,14 @@ class Recurrent(nn.Module):
         return hidden, state
 
     def _stepped(self, x: Float[Tensor, "batch d_input"], state: State) -> State:
-        return _as_state(self.rnn(rearrange(x, "batch d -> batch 1 d"), _as_torch(state))[1])
+        return self._kernel(rearrange(x, "batch d -> batch 1 d"), state)[1]
+
+    def _kernel(self, x: Float[Tensor, "batch pos d_input"], state: State) -> tuple[Tensor, State]:
+        """Torch's own layer; cuDNN's has no gradient in evaluation mode, so there it makes way for the plain one."""
+        frozen = x.is_cuda and not self.training and torch.is_grad_enabled()
+        with torch.backends.cudnn.flags(enabled=False) if frozen else nullcontext():
+            hidden, last = self.rnn(x, _as_torch(state))
+        return hidden, _as_state(last)
 
 
 def _as_torch(state: State) -> Tensor | tuple[Tensor, ...]:

@@ -68,7 +68,7 @@ class EncoderGivenTarget:
         """Raises:
         LabError: as the model's forward.
         """
-        return _answered(self.model(*self._arguments(input), attention_mask), input, attention_mask)
+        return _answered(self.model(*self._arguments(input), attention_mask=attention_mask), input, attention_mask)
 
     def run_with_hooks(
         self,
@@ -78,7 +78,7 @@ class EncoderGivenTarget:
         **hooks: Any,
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """As `interp.hooks.HookedModule.run_with_hooks`."""
-        logits = self.model.run_with_hooks(*self._arguments(input), attention_mask, **hooks)
+        logits = self.model.run_with_hooks(*self._arguments(input), attention_mask=attention_mask, **hooks)
         return _answered(logits, input, attention_mask)
 
     def run_with_cache(
@@ -89,7 +89,7 @@ class EncoderGivenTarget:
         **settings: Any,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
         """As `interp.hooks.HookedModule.run_with_cache`."""
-        logits, cache = self.model.run_with_cache(*self._arguments(input), attention_mask, **settings)
+        logits, cache = self.model.run_with_cache(*self._arguments(input), attention_mask=attention_mask, **settings)
         return _answered(logits, input, attention_mask), cache
 
     def to_str_tokens(self, input: Int[Tensor, "pos"], prepend_bos: bool | None = None) -> list[str]:

@@ -66,6 +66,6 @@ class Copies:
         return rows.flip(1) if self.reverse else rows
 
     def rows(self, length: int, n: int, seed: int) -> Int[Tensor, "batch source_pos"]:
-        """`n` rows of one length that no step draws: of a random generator of their own."""
-        generator = torch.Generator().manual_seed(2**62 + 10_000 * seed + length)
+        """`n` rows of one length for tests, of a random generator of their own; short ones come up in training too."""
+        generator = torch.Generator().manual_seed((2**62 + 10_000 * seed + length) % 2**63)
         return torch.randint(FIRST, self.d_vocab, (n, length), generator=generator)

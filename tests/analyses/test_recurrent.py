@@ -113,7 +113,7 @@ def test_two_models_states_are_compared_and_what_needs_blocks_is_left_out() -> N
 def test_the_answer_stands_at_the_sources_last_real_position_and_nowhere_else() -> None:
     model, source, mask = random_rnn("GRU", True), ids(1, 2, 4), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]).bool()
     logits = model.encoder_given(TARGET)(source, attention_mask=mask)
-    expected = model(source, TARGET.expand(2, -1), mask)[:, -1]
+    expected = model(source, TARGET.expand(2, -1), attention_mask=mask)[:, -1]
     torch.testing.assert_close(logits[[0, 1], [2, 3]], expected)
     assert logits.isnan().sum() == 2 * 3 * D_VOCAB
 

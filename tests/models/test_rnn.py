@@ -290,6 +290,38 @@ def test_a_gradient_stopped_at_a_step_is_that_of_a_detached_state(
     close(gradients[1], gradients[0])
 
 
+@given(rnns(), SEEDS)
+def test_the_gradients_of_the_loss_are_cached_beside_the_activations(model: RNNEncoderDecoder, seed: int) -> None:
+    """Of the decoder's states: what the unembedding sends back; and the loss is the targets' own cross-entropy."""
+    source, target = ids(seed, 2, 5), ids(seed + 1, 2, 4)
+    logits, loss = model(source, target, return_type="both")
+    named = [-logits[row, pos].log_softmax(0)[target[row, pos + 1]] for row in range(2) for pos in range(3)]
+    close(loss, torch.stack(named).mean())
+    assert model(source, target, return_type=None) is None
+    again, cache = model.run_with_cache(source, target, return_type="loss", incl_bwd=True)
+    close(again, loss)
+    last = torch.autograd.grad(loss, logits)[0] @ model.decoder.unembed.weight
+    close(cache["decoder.hook_hidden_grad"][:, 3], last[:, 3])  # nothing comes after the last state
+    assert set(cache) == {name + end for name in model.hook_dict for end in ("", "_grad")}
+
+
+@pytest.mark.gpu
+@ANY
+def test_a_gpu_gives_the_same_numbers_and_gradients_in_evaluation_mode(cell: str, attention: bool) -> None:
+    """cuDNN's sums are in another order: float64 to 1e-8."""
+    model, source, target = random_rnn(cell, attention), ids(1, 3, 5), ids(2, 3, 4)
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        model.zero_grad()
+        loss = model.to(device)(source, target, "loss")
+        loss.backward()
+        assert model.encoder.W_E.grad is not None
+        losses.append(loss.detach().cpu())
+        gradients.append(model.encoder.W_E.grad.cpu().clone())
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-8, rtol=1e-8)
+
+
 def test_a_misspelt_hook_is_answered_with_the_right_one() -> None:
     with pytest.raises(UnknownHookError, match=r"closest: 'encoder\.hook_hidden'"):
         random_rnn("GRU", False).run_with_cache(ids(0, 1, 3), ids(0, 1, 3), names_filter="encoder.hook_hiden")
@@ -348,7 +380,7 @@ def test_a_config_without_sizes_says_which_are_missing() -> None:
 
 
 SOURCE, TARGET = torch.tensor([[2, 3, 4], [5, 6, 7]]), torch.tensor([[0, 2], [0, 3]])
-REAL = torch.ones(2, 4, dtype=torch.bool)
+WIDE = torch.ones(2, 4, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
@@ -360,16 +392,15 @@ REAL = torch.ones(2, 4, dtype=torch.bool)
         ((SOURCE + 9, TARGET), "token ids run from 11 to 16; expected 0 to 10"),
         ((SOURCE, TARGET - 1), "token ids run from -1 to 2; expected 0 to 10"),
         ((SOURCE, TARGET[:1]), "2 sources and 1 targets; expected one target for each source"),
+        ((SOURCE, TARGET, "los"), "return_type='los'; expected 'logits'"),
+        ((SOURCE, TARGET[:, :1], "loss"), "a next-token loss needs at least 2 positions"),
         ((SOURCE,), r"the decoder has no target; expected decoder_input=.*start token \(0\)"),
-        (
-            (SOURCE, TARGET, torch.ones(2, 4, dtype=torch.bool)),
-            r"attention_mask has shape \(2, 4\), expected .*\(2, 3\)",
-        ),
-        ((SOURCE, TARGET, torch.tensor([[1, 1, 0], [0, 0, 0]])), "attention_mask hides all tokens of row 1"),
+        ((SOURCE, TARGET, "logits", WIDE), r"attention_mask has shape \(2, 4\), expected .*\(2, 3\)"),
+        ((SOURCE, TARGET, "loss", torch.tensor([[1, 1, 0], [0, 0, 0]])), "attention_mask hides all tokens of row 1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_input_that_does_not_fit_is_refused(arguments: tuple[Tensor, ...], message: str) -> None:
+def test_input_that_does_not_fit_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(LabError, match=message):
         random_rnn("GRU", True)(*arguments)
 

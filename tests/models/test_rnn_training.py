@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_the_targets_that_count() -> None:
     real = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]]).bool()
     targets = torch.where(ids(3, 3, 5) > 3, ids(4, 3, 5), UNCOUNTED)
     loss = batch_loss(model, SourceBatch(tokens, targets, source=source, source_mask=real))
-    log_probs = model(source, tokens, real).log_softmax(-1)
+    log_probs = model(source, tokens, attention_mask=real).log_softmax(-1)
     counted = [log_probs[b, t, targets[b, t]] for b in range(3) for t in range(5) if targets[b, t] != UNCOUNTED]
     torch.testing.assert_close(loss, -torch.stack(counted).mean())
 
