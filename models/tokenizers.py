@@ -79,6 +79,11 @@ class Tokenizer:
         return self._id(self.mask_token)
 
     @property
+    def unk_token_id(self) -> int | None:
+        """What stands for words that the vocabulary lacks; None where there is no such token."""
+        return self._id(getattr(self.core.model, "unk_token", None))
+
+    @property
     def all_special_ids(self) -> list[int]:
         """Ids of the tokens that stand for no text."""
         special = {i for i, token in self.core.get_added_tokens_decoder().items() if token.special}
