@@ -177,7 +177,8 @@ class Tokenizer:
             some = bool(self.core.encode(character, add_special_tokens=False).ids)
         except Exception:  # the Rust library raises bare Exceptions
             return False
-        return some or (character.isspace() and self.core.pre_tokenizer is not None)  # which may split at spaces
+        read = self.core.normalizer.normalize_str(character) if self.core.normalizer else character
+        return some or (read.isspace() and self.core.pre_tokenizer is not None)  # which may split at spaces
 
     def _refuse_missing(self, text: str) -> None:
         """Raises:
