@@ -90,5 +90,5 @@ def scatter_figure(
     )
     grid = {"gridcolor": "rgba(128,128,128,.2)", "zerolinecolor": "#888"}
     figure.update_xaxes(title_text=f"component {across + 1} ({explained[across]:.1%})", **grid)
-    figure.update_yaxes(title_text=f"component {up + 1} ({explained[up]:.1%})", **grid)
+    figure.update_yaxes(title_text=f"component {up + 1} ({explained[up]:.1%})", scaleanchor="x", **grid)
     return dress(figure, title, left_out((Axis("points", len(names)), drawn)), height=460)

@@ -67,12 +67,15 @@ class LossByPosition(Result):
         return self.values[:, :, start - 1 : stop - 1].mean(-1)
 
     def spans(self) -> list[tuple[int, int]]:
-        """The positions of training, then to twice, four times, ... their number; or all of them."""
+        """Tokens told from positions of training alone, then to twice, four times, ... as many; or all tokens.
+
+        The token at `trained_on` is told from the positions before it, which training had.
+        """
         end = self.values.shape[-1] + 1
-        start, stop, found = 1, self.trained_on or end, []
+        start, last, found = 1, self.trained_on or end, []
         while start < end:
-            found.append((start, min(stop, end)))
-            start, stop = stop, 2 * stop
+            found.append((start, min(last + 1, end)))
+            start, last = last + 1, 2 * last
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:

@@ -40,9 +40,9 @@ def test_it_is_the_mean_over_rows_of_each_position() -> None:
 
 def test_spans_double_from_the_length_of_training() -> None:
     found = loss_by_position({"a": [model(0)]}, ROWS, trained_on=6)
-    assert found.spans() == [(1, 6), (6, 12), (12, 20)]
+    assert found.spans() == [(1, 7), (7, 13), (13, 20)]
     np.testing.assert_allclose(found.between(6, 12)[0, 0], found.values[0, 0, 5:11].mean(), atol=CLOSE)
-    assert found.table()[0] == ["positions", "1 to 5", "6 to 11", "12 to 19"]
+    assert found.table()[0] == ["positions", "1 to 6", "7 to 12", "13 to 19"]
     assert loss_by_position({"a": [model(0)]}, ROWS).spans() == [(1, 20)]
 
 
@@ -53,7 +53,7 @@ def test_the_picture_marks_where_training_ended(tmp_path: Path) -> None:
     np.testing.assert_allclose(figure.data[0].y, [found.between(1, 9)[0, 0], found.between(9, 17)[0, 0],
                                                   found.between(17, 20)[0, 0]], atol=CLOSE)  # fmt: skip
     assert len(figure.layout.shapes) == 1
-    assert "1 to 7" in found.to_html()
+    assert "1 to 8" in found.to_html()
     found.save(tmp_path / "it.safetensors")
     assert Result.load(tmp_path / "it.safetensors") == found
 
