@@ -1,4 +1,4 @@
-"""The zoo's encoder: a hidden word is known from the other telling, before or behind it, and attention finds it there."""
+"""The zoo's encoder: a hidden word is known from the other telling, and attention finds it there, before or behind."""
 
 from __future__ import annotations
 
