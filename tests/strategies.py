@@ -21,10 +21,10 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 @st.composite
-def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
+def configs(draw: st.DrawFn, summed: bool = False, **fixed: Any) -> TransformerConfig:
     """A small config: every kind of position, norm and MLP, shared heads, biases; `fixed` entries are kept.
 
-    One in three also has what only some families have (see `rare`), except what the fixed entries rule out.
+    summed: the stream is the sum of what is written to it, so that no norms stand on it. One in three also has what only some families have (see `rare`), except what the fixed entries rule out.
     """
     n_heads = draw(st.sampled_from([2, 4]))
     positions = draw(st.sampled_from(["learned", "rotary", "sinusoidal", "none"]))
@@ -51,20 +51,20 @@ def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
     }
     drawn |= fixed
     if draw(st.sampled_from([False, False, True])):
-        drawn = draw(rare(drawn)) | drawn
+        drawn = draw(rare(drawn, summed)) | drawn
     return TransformerConfig(**drawn)
 
 
-# A cap on the logits, or norms on the stream, leave components no share of them: a config without a cap by this entry
-# has no norms on the stream either.
-ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None}
+# A cap on the logits, or norms on the stream, leave components no share of them.
+SUMMED: dict[str, Any] = {"summed": True}
+ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None, **SUMMED}
 
 
 @st.composite
-def rare(draw: st.DrawFn, drawn: dict[str, Any]) -> dict[str, Any]:
-    """Layers with a window, post-norms, caps, scales and the variants of rotary positions, for a config as drawn."""
+def rare(draw: st.DrawFn, drawn: dict[str, Any], summed: bool) -> dict[str, Any]:
+    """Layers with a window, norms in other places, caps, scales and the variants of rotary positions, for a config as drawn."""
     places = ["pre", "post", "both"]
-    if "output_logits_soft_cap" not in drawn and not drawn["parallel_attn_mlp"]:
+    if not summed and not drawn["parallel_attn_mlp"]:
         places.append("stream")
     entries: dict[str, Any] = {
         "attn_scale": draw(st.sampled_from([None, 1.5])),
