@@ -24,7 +24,8 @@ SEEDS = st.integers(0, 2**31 - 1)
 def configs(draw: st.DrawFn, summed: bool = False, **fixed: Any) -> TransformerConfig:
     """A small config: every kind of position, norm and MLP, shared heads, biases; `fixed` entries are kept.
 
-    summed: the stream is the sum of what is written to it, so that no norms stand on it. One in three also has what only some families have (see `rare`), except what the fixed entries rule out.
+    summed: the stream is the sum of what is written to it, so that no norms stand on it. One in three also has what
+    only some families have (see `rare`), except what the fixed entries rule out.
     """
     n_heads = draw(st.sampled_from([2, 4]))
     positions = draw(st.sampled_from(["learned", "rotary", "sinusoidal", "none"]))
@@ -62,7 +63,7 @@ ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None, **SUMMED}
 
 @st.composite
 def rare(draw: st.DrawFn, drawn: dict[str, Any], summed: bool) -> dict[str, Any]:
-    """Layers with a window, norms in other places, caps, scales and the variants of rotary positions, for a config as drawn."""
+    """Layers with a window, norms in other places, caps, scales, variants of rotary positions, for a config as drawn."""
     places = ["pre", "post", "both"]
     if not summed and not drawn["parallel_attn_mlp"]:
         places.append("stream")
