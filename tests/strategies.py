@@ -63,7 +63,7 @@ ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None, **SUMMED}
 
 @st.composite
 def rare(draw: st.DrawFn, drawn: dict[str, Any], summed: bool) -> dict[str, Any]:
-    """Layers with a window, norms in other places, caps, scales, variants of rotary positions, for a config as drawn."""
+    """Layers with a window, norms in other places, caps, scales, kinds of rotary positions, for a config as drawn."""
     places = ["pre", "post", "both"]
     if not summed and not drawn["parallel_attn_mlp"]:
         places.append("stream")

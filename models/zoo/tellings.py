@@ -43,7 +43,7 @@ def text(facts: Sequence[Fact], order: Sequence[int]) -> str:
 def drawn(n_facts: int, source: random.Random) -> tuple[list[Fact], list[int]]:
     """Facts without a word in common, and the order of the second telling."""
     columns = [source.sample(every, n_facts) for every in (NAMES, COLOURS, THINGS)]
-    return list(zip(*columns, strict=True)), source.sample(range(n_facts), n_facts)  # type: ignore[arg-type]
+    return list(zip(*columns, strict=True)), source.sample(range(n_facts), n_facts)
 
 
 def vocabulary() -> Tokenizer:
