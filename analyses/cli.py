@@ -33,7 +33,7 @@ from analyses.command_line.options import (
     native_model_options,
     output_options,
     pairs_options,
-    prompt_options,
+    text_options,
 )
 from analyses.command_line.shell import Shell
 from analyses.command_line.training import train
@@ -169,8 +169,7 @@ def _matching(known: list[str], patterns: tuple[str, ...], model_name: str) -> l
 
 @main.command()
 @native_model_options
-@click.argument("text", required=False)
-@prompt_options
+@text_options
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=20, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), help="0: the likeliest.  [default: 1; with a source 0]")
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest.")
@@ -181,7 +180,6 @@ def _matching(known: list[str], patterns: tuple[str, ...], model_name: str) -> l
 @output_options(".json")
 def generate(
     chosen: ModelChoice,
-    text: str | None,
     prompt: OnePrompt,
     max_new_tokens: int,
     temperature: float | None,
@@ -194,7 +192,6 @@ def generate(
     from analyses.command_line.tables import deliver, safe
     from interp import provenance
 
-    prompt = prompt if text is None else prompt.with_text(text)
     model = chosen.load()
     row = prompt.read(model)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -288,5 +288,6 @@ class EncoderDecoder(SourceAndTargetText, HookedModule):
 
     def _rotation(self, blocks: nn.ModuleList, positions: Tensor) -> Float[Tensor, "#batch pos 2 half"] | None:
         """How queries and keys turn, where positions are rotary."""
-        rotary = blocks[0].attn.rotary
+        first: Any = blocks[0]
+        rotary = first.attn.rotary
         return None if rotary is None else rotary.rotation(positions, self.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from interp.errors import LabError
 from models.inputs import mask_input, token_input
 from models.text import TextMethods, pad
+
+if TYPE_CHECKING:
+    from models.encoder_decoder_config import EncoderDecoderConfig
 
 Source = str | list[str] | Int[Tensor, "batch source_pos"] | Int[Tensor, "source_pos"]
 SourceMask = Bool[Tensor, "batch source_pos"] | Int[Tensor, "batch source_pos"]
@@ -23,6 +27,11 @@ class SourceAndTargetText(TextMethods):
 
     prepend_bos=False leaves them out.
     """
+
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> EncoderDecoderConfig: ...
 
     def source_tokens(self, input: Target, mask: Tensor | None = None) -> Masked:
         """The ids of the sources, and which are real (None: all).

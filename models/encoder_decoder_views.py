@@ -75,8 +75,8 @@ class Side(StackedWeights, TextMethods, HookedModule):
             with super().hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
                 yield self
         finally:
-            for point, name in before.items():
-                point.name = name
+            for point, own in before.items():
+                point.name = own
 
     @property
     def cfg(self) -> TransformerConfig:

@@ -56,15 +56,16 @@ class ModelChoice:
             LabError: there is no such model, it cannot be read, or the device is not there; it has no such side.
         """
         model = click.get_current_context().obj.load(self)
-        if self.source is None and self.target is None:
+        given = self.target if self.source is None else self.source
+        if given is None:
             return model
-        option, view = ("--source", "decoder_given") if self.target is None else ("--target", "encoder_given")
+        option, view = ("--target", "encoder_given") if self.source is None else ("--source", "decoder_given")
         if not hasattr(model, view):
             raise LabError(
                 f"{option} goes with an encoder-decoder, whose two sides are looked at one by one; {self.model!r} is "
                 "none.  Try --model dates, or leave it out."
             )
-        return getattr(model, view)(_given(model, self.target if self.source is None else self.source))
+        return getattr(model, view)(_given(model, given))
 
     def steps(self) -> list[str]:
         """The revisions that are earlier checkpoints of the model's training, the first one first.
@@ -166,16 +167,6 @@ class OnePrompt:
         if self.ids and self.prompt is not None:
             token_ids(self.prompt)
 
-    def with_text(self, text: str) -> OnePrompt:
-        """The same with a prompt that was given by itself.
-
-        Raises:
-            click.UsageError: there is one already.
-        """
-        if self.prompt is not None:
-            raise misuse("the text is given twice, by itself and with --prompt; expected one of them.")
-        return replace(self, prompt=text)
-
     def read(self, model: Any) -> Any:
         """Text, or a row of token ids."""
         import torch
@@ -204,6 +195,20 @@ class OnePrompt:
         if not 0 <= token < model.cfg.d_vocab:
             raise LabError(f"the answer {text!r} is not one token id from 0 to {model.cfg.d_vocab - 1}.")
         return token
+
+
+@dataclass(frozen=True)
+class TextOrPrompt(OnePrompt):
+    """One prompt, which may also stand by itself, without --prompt."""
+
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.prompt is not None:
+            raise misuse("the text is given twice, by itself and with --prompt; expected one of them.")
+        if self.text is not None:
+            object.__setattr__(self, "prompt", self.text)
+        super().__post_init__()
 
 
 def with_task(result: Any, prompts: Any) -> Any:
@@ -336,6 +341,7 @@ compared_model_options = bundle(ModelChoice, "chosen", click.argument("model", m
 native_model_options = bundle(ModelChoice, "chosen", *_MODEL)
 pairs_options = bundle(Pairs, "prompts", *_PAIRS)
 prompt_options = bundle(OnePrompt, "prompt", *_ONE_PROMPT)
+text_options = bundle(TextOrPrompt, "prompt", click.argument("text", required=False), *_ONE_PROMPT)
 json_option = bundle(Output, "output", _JSON)
 
 

@@ -20,7 +20,7 @@ from interp.errors import LabError
 from models.batches import SourceBatch, step_generator
 from models.text import pad
 from models.tokenizers import Tokenizer, characters
-from models.training import cross_entropy
+from models.training import batch_loss
 from models.zoo.lessons import Lesson, checked
 
 MONTHS = (
@@ -149,11 +149,11 @@ def measure(model: Any, n: int = 256) -> dict[str, float]:
     """On held-out dates: the loss in nats, the share translated without a mistake, the share of digits for which
     cross-attention looks at an aligned position (`looks_aligned`), and the best head's attention there."""
     dates = held_out(n)
-    batch = as_batch(dates).to(model.device)
+    batch: Any = as_batch(dates).to(model.device)
     written = model.generate(batch.source, N_TARGET + 1, attention_mask=batch.source_mask)[:, 1:]
     pattern = cross_pattern(model, dates)
     return {
-        "loss": float(cross_entropy(batch.logits(model), batch.targets)),
+        "loss": float(batch_loss(model, batch)),
         "exact": float((written == batch.targets).all(1).float().mean()),
         "aligned": float(looks_aligned(pattern, dates).mean()),
         "best_head": float(attention_on_aligned(pattern, dates).max()),
@@ -172,7 +172,7 @@ def aligned(dates: Sequence[Written], n_source: int) -> Bool[Tensor, "batch targ
 @torch.no_grad()
 def cross_pattern(model: Any, dates: Sequence[Written]) -> Float[Tensor, "layer batch head target_pos source_pos"]:
     """Where each head of the decoder looks in the source when it writes each character of the right target."""
-    batch = as_batch(dates).to(model.device)
+    batch: Any = as_batch(dates).to(model.device)
     names = [f"decoder.{layer}.cross_attn.hook_pattern" for layer in range(len(model.decoder))]
     _, cache = model.run_with_cache(batch.source, batch.tokens, attention_mask=batch.source_mask, names_filter=names)
     return torch.stack([cache[name][:, :, :N_TARGET] for name in names])
