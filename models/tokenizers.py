@@ -184,8 +184,7 @@ class Tokenizer:
         """Raises:
         LabError: the vocabulary lacks a character of the text, outside of its special tokens.
         """
-        lacking = {character for character in set(text) if not self._spells(character)}
-        if not lacking:
+        if not (lacking := {character for character in set(text) if not self._spells(character)}):
             return
         special = [re.escape(token.content) for token in self.core.get_added_tokens_decoder().values()]
         pieces = "|".join([*special, f"([{re.escape(''.join(sorted(lacking)))}])"])
