@@ -105,10 +105,10 @@ def check_writes(model: Any) -> None:
     name, cfg = model.cfg.model_name, model.cfg
     if model.tokenizer is None:
         raise LabError(f"the model {name!r} has no tokenizer, so it reads no text; expected one that has.")
-    if model.tokenizer.eos_token_id is None:
-        raise LabError(f"the tokenizer of {name!r} has no end-of-text token, with which an answer would end.")
     if not getattr(cfg, "causal", False) or cfg.n_outputs > cfg.d_vocab:
         raise LabError(f"the model {name!r} does not write from left to right; expected a causal language model.")
+    if model.tokenizer.eos_token_id is None:
+        raise LabError(f"the tokenizer of {name!r} has no end-of-text token, with which an answer would end.")
 
 
 def as_batch(turns: Sequence[Turn]) -> Batch:

@@ -280,8 +280,8 @@ def replay(
         identity = recipe.identity()
     else:
         model = load(recipe.start, "native", device, "float32")
-        model._cfg = replace(model.cfg, model_name=recipe.name)
         lesson = recipe.further_lesson(model)
+        model._cfg = replace(model.cfg, model_name=recipe.name)
         identity = recipe.identity() | {"start": weights_hash(model)}
     log = train(model, lesson.batches, training, out, lesson.measure, identity, progress, lesson.loss)
     model.save(Path(out))

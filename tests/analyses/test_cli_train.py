@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from analyses.command_line.shell import FAILED, MISUSED
-from models import load
+from models import GPT, load
 from models.checkpoints import read_log
 from models.fine_tuning import turns
 from models.zoo import gifts, recipes
@@ -179,6 +180,17 @@ def test_a_model_without_text_cannot_go_on_with_it(kind: str, text: Path, tmp_pa
     path = text if kind == "text" else json_lines(tmp_path / "a.jsonl", ANSWERS)
     command = ["train", f"--{kind}", str(path), "--model", str(tmp_path / "bare"), "--out", str(tmp_path / "made")]
     check(command, FAILED, "has no tokenizer")
+
+
+@pytest.mark.parametrize("source", [["--instructions", "gifts"], ["--preferences", "gifts"], ["--text", "{text}"]])
+def test_an_encoder_cannot_learn_to_answer(source: list[str], text: Path, town: Path, tmp_path: Path) -> None:
+    """Its name is the one under which it was saved, not that of the model to be."""
+    encoder = GPT(replace(load(town).cfg, attention_dir="bidirectional", model_name="both-ways"), load(town).tokenizer)
+    encoder.save(tmp_path / "encoder")
+    command = [part.format(text=text) for part in source]
+    command += ["--model", str(tmp_path / "encoder"), "--out", str(tmp_path / "made")]
+    check(["train", *command], FAILED, "the model 'both-ways' does not write from left to right")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_recipe_that_mixes_fresh_and_trained_is_refused(tmp_path: Path) -> None:
