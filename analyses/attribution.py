@@ -174,8 +174,8 @@ def _last_token_run(
         logits, cache = model.run_with_cache(
             pairs.clean, attention_mask=mask, names_filter=lambda name: name.endswith((*endings, *scales))
         )
-        rows = torch.arange(len(pairs), device=pairs.last.device)
-        tensors = {name: _at_last(name, tensor, rows, pairs.last) for name, tensor in cache.items()}
+        rows = torch.arange(len(pairs), device=pairs.answered.device)
+        tensors = {name: _at_last(name, tensor, rows, pairs.answered) for name, tensor in cache.items()}
     return pairs, logits, ActivationCache(tensors, model)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.command_line.commands import COMMANDS
-from analyses.command_line.kinds import Device, Name, OutputFile, OutputFolder
+from analyses.command_line.kinds import Device, OutputFile
 from analyses.command_line.options import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
@@ -28,13 +28,15 @@ from analyses.command_line.options import (
     Pairs,
     json_option,
     metric_option,
+    misuse,
     model_options,
     native_model_options,
     output_options,
     pairs_options,
-    prompt_options,
+    text_options,
 )
-from analyses.command_line.shell import Shell, note
+from analyses.command_line.shell import Shell
+from analyses.command_line.training import train
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
@@ -167,33 +169,52 @@ def _matching(known: list[str], patterns: tuple[str, ...], model_name: str) -> l
 
 @main.command()
 @native_model_options
-@prompt_options
+@text_options
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=20, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0: the likeliest.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0: the likeliest.  [default: 1; with a source 0]")
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest that hold p.")
+@click.option(
+    "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Of an encoder-decoder's search."
+)
 @output_options(".json")
 def generate(
     chosen: ModelChoice,
     prompt: OnePrompt,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    beams: int,
     output: Output,
 ) -> None:
-    """Let a model write on."""
+    """Let a model write on from TEXT (or --prompt), or an encoder-decoder translate it."""
     from analyses.command_line.tables import deliver, safe
     from interp import provenance
-    from models.generation import generate as write_on
 
     model = chosen.load()
     row = prompt.read(model)
-    written = write_on(model, row, max_new_tokens, temperature, top_k, top_p, seed=prompt.seed)
-    text = written if isinstance(written, str) else _as_text(model, written, prompt.ids)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    written, settings = _written(model, row, settings, prompt.seed, beams)
+    shown = written if isinstance(written, str) else _as_text(model, written, prompt.ids)
     origin = provenance.of(model, prompts=row, seed=prompt.seed, settings=settings)
-    deliver(output, {"text": text, "provenance": origin.to_dict()}, [safe(text)])
+    deliver(output, {"text": shown, "provenance": origin.to_dict()}, [safe(shown)])
+
+
+def _written(model: Any, row: Any, settings: dict[str, Any], seed: int, beams: int) -> tuple[Any, dict[str, Any]]:
+    """What the model writes, and the settings with their defaults filled in."""
+    from models.encoder_decoder import EncoderDecoder
+    from models.generation import generate as write_on
+
+    translates = isinstance(model, EncoderDecoder)
+    if settings["temperature"] is None:
+        settings = settings | {"temperature": 0.0 if translates else 1.0}
+    if translates:
+        settings = settings | {"num_beams": beams}
+        return model.generate(row, **settings, seed=seed), settings
+    if beams > 1:
+        raise misuse(f"--beams {beams}: only an encoder-decoder searches with beams; {model.cfg.model_name!r} is none.")
+    return write_on(model, row, **settings, seed=seed), settings
 
 
 def _as_text(model: Any, tokens: Any, ids: bool) -> str:
@@ -204,35 +225,7 @@ def _as_text(model: Any, tokens: Any, ids: bool) -> str:
     return str(model.to_string(tokens[start:]))
 
 
-@main.command()
-@click.argument("name")
-@click.option("--out", type=OutputFolder(), help="Where the model goes.  [default: ./NAME]")
-@click.option("--set", "changes", multiple=True, metavar="ENTRY=VALUE", help="Change the recipe: model.n_layers=1, ...")
-@click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and training.  [default: the recipe's]")
-@click.option("--device", type=Device(), help="cpu, cuda, mps.  [default: cpu]")
-@json_option
-def train(
-    name: str, out: Path | None, changes: tuple[str, ...], seed: int | None, device: str | None, output: Output
-) -> None:
-    """Make a model of the zoo anew, or the one of a recipe.toml; an interrupted run goes on where it was."""
-    from analyses.command_line.tables import deliver
-    from analyses.command_line.views import training_view
-    from models.checkpoints import read_log
-    from models.devices import available
-    from models.zoo import recipes
-
-    if not Path(name).exists():
-        Name("recipe", recipes.names).convert(name, None, click.get_current_context())
-    place = available(device)
-    recipe = recipes.find(name).changed([*changes, *([] if seed is None else [f"seed={seed}"])])
-    folder = out or OutputFolder().convert(recipe.name, None, None)
-    try:
-        recipes.replay(recipe, folder, place)
-    except KeyboardInterrupt:
-        note(f"the same command goes on from the last checkpoint in {folder}")
-        raise
-    records = read_log(folder)
-    deliver(output, {"model": str(folder), "log": records}, training_view(folder, records))
+main.add_command(train)
 
 
 if __name__ == "__main__":

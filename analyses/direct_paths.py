@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
-from interp.shares import norms_what_is_written
+from interp.shares import check_stream_is_a_sum, norms_what_is_written
 from interp.sites import Site
 from interp.stream_points import read_at, written_at
 
@@ -168,9 +168,11 @@ def check_closed_form(
 
     Raises:
         LabError: the model lacks a hook point or a weight, something lies between its parts that is not in the
-            formulas, such as a factor on what attention writes, or hooks that edit are attached to it.
+            formulas, such as a factor on what attention writes or norms on the stream, or hooks that edit are attached
+            to it.
     """
     cfg = model.cfg
+    check_stream_is_a_sum(model)
     editing = [name for name, point in model.hook_dict.items() if point.has_hooks() and not point.is_only_read()]
     if editing:
         raise LabError(

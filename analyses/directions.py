@@ -33,6 +33,7 @@ from interp.errors import LabError, choose
 from interp.prompt_text import prompt_ids
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
+from interp.shares import check_stream_is_a_sum
 from interp.sites import Site
 from interp.style import AMOUNT
 
@@ -103,8 +104,9 @@ def ablate_direction(model: HookedModel | Any, vector: Vector) -> list[Edit]:
     """The edits that take a direction out of the stream wherever a block reads it or leaves it behind.
 
     Raises:
-        LabError: the direction is zero.
+        LabError: the direction is zero, or norms stand on the stream, which bring directions back.
     """
+    check_stream_is_a_sum(model)
     n_layers = model.cfg.n_layers
     sites = [Site(kind, layer) for layer in range(n_layers) for kind in ("resid_pre", "resid_mid")]
     sites.append(Site("resid_post", n_layers - 1))

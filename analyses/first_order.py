@@ -28,7 +28,7 @@ from interp.sites import KINDS, PICKS, Site
 from interp.sweep.costs import Costs, free_memory
 from interp.text import megabytes
 
-STREAM = ("resid_pre", "resid_mid", "resid_post")
+STREAM = ("resid_pre", "resid_mid", "resid_post", "normalized_resid_post")
 
 Activations = Mapping[str, Tensor]
 

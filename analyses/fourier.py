@@ -134,7 +134,7 @@ def modular_spectrum(
     held = _part(waves[chosen], onto[chosen])
     return ModularSpectrum(
         to_numpy(shares),
-        to_numpy(_spectrum_of_embedding(model, p)),
+        to_numpy(shares_of_frequencies(written(model, Site("embed"))[:p])),
         np.array([_loss(logits - _part(waves[k, None], onto[k, None]), counted) for k in range(len(waves))]),
         tuple(int(k) for k in key),
         p,
@@ -188,10 +188,14 @@ def _part(
     return einsum(waves, onto, "frequency phase a b, frequency phase answer -> a b answer")
 
 
-def _spectrum_of_embedding(model: HookedModel | Any, p: int) -> Float[Tensor, "frequency"]:
-    """The share of each frequency in W_E over the p numbers, the mean left out."""
-    power = torch.fft.rfft(written(model, Site("embed"))[:p].double(), dim=0)[1:].abs().square().sum(-1)
-    if p % 2 == 0:
+def shares_of_frequencies(vectors: Float[Tensor, "place width"]) -> Float[Tensor, "frequency"]:
+    """The share of each frequency, 1 to places // 2 turns over all places, in vectors at successive places.
+
+    Their mean is left out; the shares sum to 1. Turning all vectors together changes none.
+    """
+    places = len(vectors)
+    power = torch.fft.rfft(vectors.double(), dim=0)[1:].abs().square().sum(-1)
+    if places % 2 == 0:
         power[-1] /= 2  # every other frequency stands for itself and its negative
     return power / power.sum()
 

@@ -27,7 +27,8 @@ from interp.cache import ActivationCache
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
 from interp.results import Result, to_numpy
-from interp.shares import check_logits_are_linear, check_parts_reach_the_stream
+from interp.shares import check_logits_are_linear, check_parts_reach_the_stream, check_stream_is_a_sum
+from interp.stream_points import after_layers, stream_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -113,7 +114,7 @@ def logit_lens(model: HookedModel | Any, prompt: Prompt) -> LensResult:
         LabError: an empty or too long prompt, text for a model without a tokenizer, or more than one prompt.
     """
     tokens = one_prompt(model, prompt)
-    names = ["blocks.0.hook_resid_pre"] + [f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers)]
+    names = stream_names(model.cfg)
     with torch.inference_mode():
         _, cache = model.run_with_cache(tokens, names_filter=names)
         # One row at a time: only the logits of all rows are ever held, not their normalised streams too.
@@ -128,7 +129,7 @@ def logit_lens(model: HookedModel | Any, prompt: Prompt) -> LensResult:
         to_numpy(tokens[0]),
         token_texts(model, to_numpy(logits.topk(min(LIKELY, logits.shape[-1])).indices)),
         labels={"layer": ["embed", *map(str, range(model.cfg.n_layers))], "pos": model.to_str_tokens(tokens[0])},
-        provenance=provenance.of(model, prompts=tokens, site="resid_post"),
+        provenance=provenance.of(model, prompts=tokens, site=after_layers(model.cfg)),
     )
 
 
@@ -145,6 +146,7 @@ def component_lens(model: HookedModel | Any, prompt: Prompt, component: str = "a
     choose("component", component, COMPONENTS)
     if component == "mlp_out" and model.cfg.attn_only:
         raise LabError(f"the model {model.cfg.model_name!r} has no MLPs; try component='attn_out' or 'result'.")
+    check_stream_is_a_sum(model)
     check_logits_are_linear(model)
     if component == "result":
         check_parts_reach_the_stream(model)

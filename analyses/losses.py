@@ -131,8 +131,9 @@ def next_losses(model: HookedModel | Any, rows: Int[Tensor, "batch pos"]) -> Flo
     """The loss on each token, 0 on the first, which nothing foretells; in float32 at least, on the CPU.
 
     Raises:
-        LabError: the rows have tokens that the model never predicts.
+        LabError: the rows have tokens that the model never predicts, or the model sees what it would foretell.
     """
+    check_foretells(model)
     logits = model(rows.to(model.device))[:, :-1].cpu()
     if int(rows.max()) >= logits.shape[-1]:
         raise LabError(
@@ -142,6 +143,17 @@ def next_losses(model: HookedModel | Any, rows: Int[Tensor, "batch pos"]) -> Flo
     wide = logits.float() if logits.itemsize < 4 else logits
     losses = cross_entropy(rearrange(wide, "batch pos v -> batch v pos"), rows[:, 1:], reduction="none")
     return pad(losses, (1, 0)).double()
+
+
+def check_foretells(model: HookedModel | Any) -> None:
+    """Raises:
+    LabError: the model is an encoder, which sees the next token.
+    """
+    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
+        raise LabError(
+            f"the model {model.cfg.model_name!r} is an encoder, which sees the next token, so a loss on it means "
+            "nothing.  Try the logits at a mask token."
+        )
 
 
 def _classes(text: SameText) -> dict[str, Bool[np.ndarray, "token"]]:

@@ -35,7 +35,8 @@ from interp.errors import LabError, choose
 from interp.metrics import AnyMetric
 from interp.prompts import PromptPairs
 from interp.results import Result, to_numpy
-from interp.sites import HEAD_AXES, KINDS, PICKS, Site
+from interp.shares import sides_of
+from interp.sites import CROSS, HEAD_AXES, KINDS, PICKS, POSITION_AXES, RECURRENT, Site
 from interp.style import SIGNED, Scale
 
 AXES = ("layer", "head", "pos", "neuron")
@@ -97,11 +98,12 @@ def activation_patching(
     """Patch every site of one kind, one at a time: `.values[layer, pos]`, or `.values[layer, head]`.
 
     site: a kind of `interp.sites.KINDS` that lives in blocks, such as "resid_pre", "attn_out", "mlp_out", "z", "q",
-    "k", "v", "pattern", "mlp_post". by: the axes to tell apart, of "layer", "head", "pos" (for patterns the
-    query position) and "neuron"; what is left out is patched together. By default layer and head where there are
-    heads, else layer and position. metric: see `interp.metrics`; "kl" compares with the clean run. Positions count in
-    the padded batch. normalize: False gives the metric itself, averaged over prompts. budget, out, progress: as in
-    `interp.sweep.run`; `out` keeps the sweep while it runs, so that the same call goes on after a kill.
+    "k", "v", "pattern", "mlp_post", or a state of a recurrent model, such as "encoder.hidden" (`.values[pos]`).
+    by: the axes to tell apart, of "layer", "head", "pos" (for patterns the query position) and "neuron"; what is left
+    out is patched together. By default layer and head where there are heads, else layer and position. metric: see
+    `interp.metrics`; "kl" compares with the clean run. Positions count in the padded batch. normalize: False gives the
+    metric itself, averaged over prompts. budget, out, progress: as in `interp.sweep.run`; `out` keeps the sweep while
+    it runs, so that the same call goes on after a kill.
 
     When the two baselines differ by no more than rounding error, normalising would divide by it: a warning says so
     and the raw values are given.
@@ -116,6 +118,8 @@ def activation_patching(
     unpatched, raw = found.base, found.values.reshape(*work.shape, len(pairs))
     clean, corrupted = (work.source, unpatched) if direction == "denoise" else (unpatched, work.source)
     values, normalized = on_the_baselines_scale(raw.mean(-1), clean, corrupted, normalize, model.dtype)
+    picked = next((axis for axis in KINDS[site].axes if axis in PICKS["pos"]), None)
+    of_prompts = "pos" in work.axes and picked in getattr(model, "prompt_axes", POSITION_AXES)
     return PatchingResult(
         values,
         raw,
@@ -127,7 +131,7 @@ def activation_patching(
         normalized,
         found.way,
         axes=work.axes,
-        labels={"pos": position_labels(model, work.pairs)} if "pos" in work.axes else {},
+        labels={"pos": position_labels(model, work.pairs)} if of_prompts else {},
         provenance=provenance.of(
             model, prompts=work.pairs, metric=work.metric.name, site=site, direction=direction, ablation="replace"
         ),
@@ -176,13 +180,13 @@ def _prepare(
     """Check everything, run what is patched from, and make the rows."""
     choose("direction", direction, DIRECTIONS)
     axes = axes_of(site, by)
-    check_site(model, site)
+    check_site(model, site, (*RECURRENT, *CROSS))
     pairs.check(model)
     if metric != "kl":
         metric = metrics.get(metric)
     pairs = pairs.to(model.device)
     sources, runs = (pairs, pairs.swapped()) if direction == "denoise" else (pairs.swapped(), pairs)
-    names = [Site(site, layer).hook_name for layer in range(model.cfg.n_layers)]
+    names = [Site(site, layer).hook_name for layer in _layers(model, site)]
     measure = metrics.kl(run(model, pairs), pairs) if metric == "kl" else metrics.get(metric)
     source, source_metric = sweep.observe(model, sources, names, measure)
     shape, rows = _rows(model, site, axes, pairs, source)
@@ -204,13 +208,20 @@ def cached_run(
         return model.run_with_cache(pairs.clean, attention_mask=mask, names_filter=list(names))
 
 
-def check_site(model: HookedModel | Any, site: str) -> None:
-    """Raises:
-    LabError: a kind that is unknown, does not live in blocks, or that this model does not have.
+def check_site(model: HookedModel | Any, site: str, others: Sequence[str] = ()) -> None:
+    """others: kinds that live in no block of the model's own, which the caller takes too.
+
+    Raises:
+        LabError: a kind that is unknown, does not live in blocks, or that this model does not have.
     """
-    per_layer = [name for name, kind in KINDS.items() if kind.per_layer]
-    present = [name for name in per_layer if Site(name, 0).hook_name in model.hook_dict]
-    if site in per_layer and site not in present:
+    kinds = [name for name, kind in KINDS.items() if name in others or (kind.per_layer and name not in CROSS)]
+    present = [name for name in kinds if Site(name, 0 if KINDS[name].per_layer else None).hook_name in model.hook_dict]
+    if not present:
+        raise LabError(
+            f"this analysis is defined on models with blocks, which {model.cfg.model_name!r} does not have."
+            f"{sides_of(model)}"
+        )
+    if site in kinds and site not in present:
         raise LabError(f"the model {model.cfg.model_name!r} has no {site!r}; its sites: {', '.join(present)}.")
     choose("site", site, present)
 
@@ -220,11 +231,12 @@ def axes_of(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     choose("site", site, KINDS)
     kind = KINDS[site]
     heads = bool(set(kind.axes) & set(HEAD_AXES))
-    wanted = by if by is not None else ("layer", "head") if heads else ("layer", "pos")
+    usual = ("layer", "head") if heads else ("layer", "pos") if kind.per_layer else ("pos",)
+    wanted = usual if by is None else by
     wanted = (wanted,) if isinstance(wanted, str) else wanted
     for axis in wanted:
         choose("axis", axis, AXES)
-        if axis != "layer" and not set(kind.axes) & set(PICKS[axis]):
+        if not (kind.per_layer if axis == "layer" else set(kind.axes) & set(PICKS[axis])):
             raise LabError(f"site {site!r} has the axes {' '.join(kind.axes)}, so it cannot be told apart by {axis}.")
     if not wanted:
         raise LabError(f"by={by!r}; expected at least one of {', '.join(AXES)}.")
@@ -235,8 +247,9 @@ def _rows(
     model: HookedModel | Any, site: str, axes: tuple[str, ...], pairs: PromptPairs, source: Any
 ) -> tuple[list[int], list[list[Edit]]]:
     """The shape of the result, and the edits of each of its entries in order."""
-    activation = source[Site(site, 0).hook_name].shape
-    sizes = {"layer": model.cfg.n_layers}
+    every = _layers(model, site)
+    activation = source[Site(site, every[0]).hook_name].shape
+    sizes = {"layer": len(every)}
     sizes |= {
         axis: next(n for n, name in zip(activation, KINDS[site].axes, strict=True) if name in PICKS[axis])
         for axis in axes
@@ -245,9 +258,19 @@ def _rows(
     rows = []
     for place in product(*(range(sizes[axis]) for axis in axes)):
         at = dict(zip(axes, place, strict=True))
-        layers = [at.pop("layer")] if "layer" in at else range(model.cfg.n_layers)
+        layers = [at.pop("layer")] if "layer" in at else every
         rows.append([replace(Site(site, layer, **at), source) for layer in layers])
     return [sizes[axis] for axis in axes], rows
+
+
+def _layers(model: HookedModel | Any, site: str) -> Sequence[int | None]:
+    """The layers that have the site; None stands for none, of a kind that lives in no block.
+
+    They need not be the model's own: the decoder's cross-attention belongs to a view of the encoder.
+    """
+    if not KINDS[site].per_layer:
+        return [None]
+    return [layer for layer in range(len(model.hook_dict)) if Site(site, layer).hook_name in model.hook_dict]
 
 
 def on_the_baselines_scale(

@@ -4,6 +4,8 @@
 
 The page shows them with circuitsvis's attention view, from its own bundle, so it works offline.
 
+`cross_attention_patterns`: the same of a decoder's attention to its source, q in the target and k in the source.
+
 Cost: one forward.
 It does not show: what a head moves from where it looks, or whether anything later reads it.
 """
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from analyses.lens import Prompt, one_prompt
 from interp import provenance, text
@@ -93,18 +96,70 @@ def attention_patterns(model: HookedModel | Any, prompt: Prompt, heads: Sequence
     """
     chosen = _checked(model, heads)
     tokens = one_prompt(model, prompt)
-    names = {layer: Site("pattern", layer).hook_name for layer, _ in chosen}
-    with torch.inference_mode():
-        _, cache = model.run_with_cache(tokens, names_filter=list(names.values()))
-        values = torch.stack([cache[names[layer]][0, head].float() for layer, head in chosen])
     words = model.to_str_tokens(tokens[0])
     return PatternsResult(
-        to_numpy(values),
+        _patterns(model, tokens, [Site("pattern", layer, head=head) for layer, head in chosen]),
         chosen,
         getattr(model.cfg, "attention_dir", "causal") == "causal",
         labels={"head": [f"L{layer}H{head}" for layer, head in chosen], "q_pos": words, "k_pos": words},
         provenance=provenance.of(model, prompts=tokens, site="pattern"),
     )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CrossPatternsResult(Result):
+    """Attention of a decoder's heads to the source: each row of `values[head, target_pos, source_pos]` sums to one.
+
+    heads: the (layer, head) of each entry.
+    """
+
+    title = "Cross-attention patterns"
+    shows = "where each head looks in the source (columns) when the decoder has read the target up to a token (rows)"
+    caveat = PatternsResult.caveat
+    unit = "attention"
+    scale = SHARE
+
+    values: Float[np.ndarray, "head target_pos source_pos"]
+    heads: tuple[Head, ...]
+
+
+def cross_attention_patterns(
+    model: HookedModel | Any, prompt: Prompt, heads: Sequence[Head] | None = None
+) -> CrossPatternsResult:
+    """The attention of `heads` of a decoder to its source, on one target: `.values[head, target_pos, source_pos]`.
+
+    model: a decoder that was given a source, `model.decoder_given(source)`. heads: as in `attention_patterns`.
+
+    Raises:
+        LabError: a model that has no source, and as `attention_patterns`.
+    """
+    if Site("cross_pattern", 0).hook_name not in model.hook_dict or not hasattr(model, "source"):
+        raise LabError(
+            f"{model.cfg.model_name!r} is no decoder that looks at a source; expected model.decoder_given(source) of "
+            "an encoder-decoder.  Try attention_patterns for attention inside one sequence."
+        )
+    chosen = _checked(model, heads)
+    tokens = one_prompt(model, prompt)
+    values = _patterns(model, tokens, [Site("cross_pattern", layer, head=head) for layer, head in chosen])
+    return CrossPatternsResult(
+        values,
+        chosen,
+        labels={
+            "head": [f"L{layer}H{head}" for layer, head in chosen],
+            "target_pos": model.to_str_tokens(tokens[0]),
+            "source_pos": model.to_str_tokens(model.source[0]),
+        },
+        provenance=provenance.of(model, prompts=tokens, site="cross_pattern"),
+    )
+
+
+def _patterns(
+    model: HookedModel | Any, tokens: Int[Tensor, "1 pos"], sites: Sequence[Site]
+) -> Float[np.ndarray, "head q_pos k_pos"]:
+    names = sorted({site.hook_name for site in sites})
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(tokens, names_filter=names)
+        return to_numpy(torch.stack([cache[site][0].float() for site in sites]))
 
 
 def _checked(model: HookedModel | Any, heads: Sequence[Head] | None) -> tuple[Head, ...]:

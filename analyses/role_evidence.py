@@ -189,8 +189,8 @@ def _patterns(model: HookedModel | Any, places: _Places) -> Float[Tensor, "layer
     """What all heads look at from the last token."""
     names = [Site("pattern", layer).hook_name for layer in range(model.cfg.n_layers)]
     _, cache = cached_run(model, places.pairs, names)
-    rows = torch.arange(len(places.pairs), device=places.pairs.last.device)
-    return torch.stack([cache[name][rows, :, places.pairs.last].float() for name in names])
+    rows = torch.arange(len(places.pairs), device=places.pairs.answered.device)
+    return torch.stack([cache[name][rows, :, places.pairs.answered].float() for name in names])
 
 
 def _at_answers(
@@ -222,7 +222,7 @@ def _directs(
         behind = looking[layer + 1 :]
         if not behind.any():
             continue
-        with model.hooks([(names[layer], _resampled(other[names[layer]], places.pairs.last, head))]):
+        with model.hooks([(names[layer], _resampled(other[names[layer]], places.pairs.answered, head))]):
             lost = base - _at_answers(_patterns(model, places), places)
         directs[layer, head] = (lost[0] - lost[1])[layer + 1 :][behind].mean()
     return directs

@@ -29,6 +29,7 @@ from analyses.same_text import SameText, Texts, of_both, same_text
 from interp.contract import HookedModel
 from interp.errors import LabError
 from interp.results import Result, to_numpy
+from interp.stream_points import stream_names
 from interp.style import SHARE
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def streams(
     model: HookedModel | Any, rows: Int[Tensor, "batch pos"], kept: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "layer token d_model"]:
     """The residual stream before the first block and after each, at some positions, in float64 on the CPU."""
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))]
+    names = stream_names(model.cfg)
     _, cache = model.run_with_cache(rows.to(model.device), names_filter=names)
     return torch.stack([cache[name].cpu()[kept].double() for name in names])
 

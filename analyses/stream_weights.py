@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.contract import HookedModel
 from interp.errors import LabError, choose
 from interp.held_norms import HeldNorm, hold
-from interp.shares import check_parts_reach_the_stream
+from interp.shares import check_parts_reach_the_stream, check_stream_is_a_sum
 from interp.sites import Site
 
 Weights = Float[Tensor, "*leading rows columns"]
@@ -59,9 +59,10 @@ def read(model: HookedModel | Any, site: Site) -> Float[Tensor, "*leading d_mode
     head's (for k and v a key/value head), or with all heads [head d_model d_head]; a neuron gives one column.
 
     Raises:
-        LabError: a site of another kind, or one that the model does not have.
+        LabError: a site of another kind, one that the model does not have, or norms on the stream.
     """
     choose("kind that reads the stream", site.kind, READERS)
+    check_stream_is_a_sum(model)
     block = _block(model, site)
     if block is None:
         matrix, norm = _wide(model.W_U), model.ln_final

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from analyses.lens import LensResult, logit_lens
-from analyses.losses import mean_and_error
+from analyses.losses import check_foretells, mean_and_error
 from analyses.same_text import Row, Texts, of_both, same_text
 from analyses.similarity import layer_names
 from interp.contract import HookedModel
@@ -82,6 +82,7 @@ def _trajectory(
     model: HookedModel | Any, rows: Sequence[Row]
 ) -> tuple[Float[np.ndarray, "measure layer"], Float[np.ndarray, "measure layer"]]:
     """Means over all positions that have a next token, and their standard errors."""
+    check_foretells(model)
     return mean_and_error(np.concatenate([_measures(logit_lens(model, row)) for row in rows if len(row) > 1], -1))
 
 

@@ -32,6 +32,10 @@ class UnknownHookError(LabError, KeyError):
         )
 
 
+class NotDefinedError(LabError, AttributeError):
+    """What is asked of a model that, by its nature, does not have it; `hasattr` answers False."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str], n: int = 3) -> str:
     """`"  closest: 'a', 'b'."` for the candidates most like `name`, or an empty string when none is near."""
     close = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and a text is read whole or refused."""
 
 from __future__ import annotations
 
@@ -64,6 +64,31 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return Path(path).expanduser()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, line ends and all; a byte-order mark at its start is no part of it.
+
+    Raises:
+        LabError: no such file, an empty one, or one that is not UTF-8; the first byte that is wrong is named.
+    """
+    path = Path(path).expanduser()
+    try:
+        raw = path.read_bytes()
+    except OSError as problem:
+        raise LabError(f"cannot read the text {str(path)!r}: {problem.strerror or problem}.") from problem
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise LabError(
+            f"{str(path)!r} is not UTF-8: byte 0x{raw[problem.start]:02x} at offset {problem.start} (line {line}), "
+            f"{problem.reason}; convert it, say with `iconv -f latin1 -t utf-8`."
+        ) from problem
+    text = text.removeprefix("\ufeff")
+    if not text:
+        raise LabError(f"the text {str(path)!r} is empty; expected at least one character.")
+    return text
 
 
 def _usual_mode() -> int:

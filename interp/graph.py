@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from interp.errors import LabError, choose
+from interp.shares import check_stream_is_a_sum
 from interp.sites import Site
 from interp.stream_points import end, read_at, written_at
 
@@ -56,9 +57,11 @@ class Graph:
         """The graph of a model. neurons: every neuron sends by itself. n_pos: edges act at one of so many positions.
 
         Raises:
-            LabError: neurons of a model without MLPs; fewer than one position.
+            LabError: neurons of a model without MLPs; fewer than one position; norms on the stream, whose reader then
+                does not read the sum of what was written.
         """
         cfg = model.cfg
+        check_stream_is_a_sum(model)
         if neurons and cfg.attn_only:
             raise LabError(f"neurons=True, but {cfg.model_name!r} has no MLPs; leave it out.")
         if n_pos is not None and n_pos < 1:

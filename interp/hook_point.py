@@ -9,7 +9,7 @@ Two things hold here that are easy to get wrong:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,31 +58,30 @@ class HookPoint(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.fwd_hooks and not self.bwd_hooks:
             return x
+        x = self.edited(x)
+        if self.bwd_hooks and torch.is_grad_enabled():
+            handles = tuple(self.bwd_hooks)
+            x = watched(x, lambda grad: self.edited_gradient(grad, handles))
+        return x
+
+    def edited(self, x: Tensor) -> Tensor:
+        """What the forward hooks make of an activation."""
         for handle in tuple(self.fwd_hooks):
             given = x if is_pure(handle.user_hook) else x.clone()
             returned = handle.user_hook(given, hook=self)
             x = given if returned is None else returned
-        if self.bwd_hooks and torch.is_grad_enabled():
-            x = self._watch_gradient(x)
         return x
 
-    def _watch_gradient(self, x: Tensor) -> Tensor:
-        """A tensor equal to `x`, consumed by nothing but what comes after this point, with the hooks on it."""
-        watched = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        handles = tuple(self.bwd_hooks)
-
-        def on_gradient(grad: Tensor) -> Tensor:
-            for handle in handles:
-                if handle.removed:
-                    continue
-                given = grad if is_pure(handle.user_hook) else grad.clone()
-                returned = handle.user_hook(given, hook=self)
-                returned = returned[0] if isinstance(returned, tuple) else returned
-                grad = given if returned is None else returned
-            return grad
-
-        watched.register_hook(on_gradient)
-        return watched
+    def edited_gradient(self, grad: Tensor, handles: Sequence[HookHandle]) -> Tensor:
+        """What the backward hooks of a forward, those that are still attached, make of a gradient."""
+        for handle in handles:
+            if handle.removed:
+                continue
+            given = grad if is_pure(handle.user_hook) else grad.clone()
+            returned = handle.user_hook(given, hook=self)
+            returned = returned[0] if isinstance(returned, tuple) else returned
+            grad = given if returned is None else returned
+        return grad
 
     def has_hooks(
         self,
@@ -165,3 +164,10 @@ class HookPoint(nn.Module):
 
     def extra_repr(self) -> str:
         return self.name or ""
+
+
+def watched(x: Tensor, on_gradient: Callable[[Tensor], Tensor]) -> Tensor:
+    """A tensor equal to `x`, consumed by nothing but what comes after it, whose gradient goes through a function."""
+    same = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    same.register_hook(on_gradient)
+    return same

@@ -48,7 +48,7 @@ class Metric:
 
     def positions(self, pairs: PromptPairs) -> Int[Tensor, "batch n"]:
         """The positions that it reads."""
-        return rearrange(pairs.last, "batch -> batch 1")
+        return rearrange(pairs.answered, "batch -> batch 1")
 
     def take(self, prompts: Int[Tensor, "batch"]) -> Metric:
         """The metric for some of the prompts; it is the same for all."""
@@ -108,7 +108,7 @@ class Divergence:
 
     def positions(self, pairs: PromptPairs) -> Int[Tensor, "batch n"]:
         """The positions that it reads."""
-        return rearrange(pairs.last, "batch -> batch 1")
+        return rearrange(pairs.answered, "batch -> batch 1")
 
     def tokens(self, pairs: PromptPairs) -> None:
         """It reads the whole vocabulary."""
@@ -122,8 +122,8 @@ AnyMetric = Metric | CustomMetric | Divergence
 
 
 def at_last(logits: Float[Tensor, "batch pos d_vocab"], pairs: PromptPairs) -> Float[Tensor, "batch d_vocab"]:
-    """The logits at each prompt's last real token, in float32 at least."""
-    last = logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
+    """The logits where each prompt's answer is read, by default at its last real token, in float32 at least."""
+    last = logits[torch.arange(len(pairs), device=logits.device), pairs.answered.to(logits.device)]
     return last.float() if last.itemsize < 4 else last
 
 

@@ -47,6 +47,8 @@ def _answer_id(model: Any, prompt: str, answer: str) -> int:
     """The answer's one token, on its own or, for tokenisers that treat the start of a text apart, behind its prompt."""
     alone = model.to_tokens(answer, prepend_bos=False)[0].tolist() if answer else []
     if len(alone) == 1:
+        if alone[0] == unknown_token(model):
+            raise LabError(f"the vocabulary lacks the answer {answer!r}; expected one of its tokens.")
         return alone[0]
     before, after = prompt_ids(model, prompt), prompt_ids(model, prompt + answer)
     if after[:-1] == before:
@@ -55,6 +57,31 @@ def _answer_id(model: Any, prompt: str, answer: str) -> int:
         f"the answer {answer!r} is {len(alone)} tokens, {shown(model, alone)}; expected one.  "
         "Answers need their leading space: ' Mary', not 'Mary'."
     )
+
+
+def unknown_token(model: Any) -> int | None:
+    """The id that stands for words that the vocabulary lacks, if there is one."""
+    return getattr(getattr(model, "tokenizer", None), "unk_token_id", None)
+
+
+def mask_places(model: Any, prompts: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"] | None:
+    """Where an encoder's prompts have their mask token; None for a model that predicts what comes next.
+
+    Raises:
+        LabError: a prompt without a mask token, or with several.
+    """
+    token = getattr(getattr(model, "tokenizer", None), "mask_token_id", None)
+    if token is None or getattr(model.cfg, "attention_dir", "causal") != "bidirectional":
+        return None
+    masked = prompts == token
+    wrong = (masked.sum(1) != 1).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise LabError(
+            f"prompt {row} has {int(masked[row].sum())} mask tokens {model.tokenizer.mask_token!r}; expected one, "
+            "where the encoder is to answer."
+        )
+    return masked.int().argmax(1)
 
 
 def shown(model: Any, ids: list[int]) -> str:

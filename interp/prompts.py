@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import LabError
-from interp.prompt_text import Labels, answer_ids, label, prompt_ids, shown
+from interp.prompt_text import Labels, answer_ids, label, mask_places, prompt_ids, shown
 
 NO_ANSWER = -1  # fills the answers of a prompt that has fewer than another
 Rows = Int[Tensor, "_ _"] | Sequence[Sequence[int]] | Sequence[Int[Tensor, "_"]]
@@ -30,11 +30,12 @@ class PromptPairs:
     """Pairs of prompts, aligned token by token.
 
     clean, corrupted: token ids. mask: true where a token is real, false where it pads; the same for both. Prompts are
-    padded on one side only. right, wrong: the answers to the clean prompt, filled up with -1.
+    padded on one side only. right, wrong: the answers to the clean prompt, filled up with -1. at: the position where
+    each prompt's answer is read, for encoders that of its mask token; None: its last real token.
 
     Raises:
         LabError: shapes that do not fit, an empty prompt, padding inside a prompt, a prompt without a right or a wrong
-            answer, or a token that is both.
+            answer, a token that is both, or an answer that is read at no real token.
     """
 
     clean: Int[Tensor, "batch pos"]
@@ -43,6 +44,7 @@ class PromptPairs:
     right: Int[Tensor, "batch n_right"]
     wrong: Int[Tensor, "batch n_wrong"]
     labels: Labels | None = None
+    at: Int[Tensor, "batch"] | None = None
 
     def __post_init__(self) -> None:
         if self.clean.shape != self.corrupted.shape or self.clean.ndim != 2:
@@ -58,6 +60,8 @@ class PromptPairs:
             raise LabError(f"mask {list(self.mask.shape)} must have the prompts' shape {list(self.clean.shape)}.")
         _check_mask(self.mask)
         _check_answers(self.right, self.wrong, len(self.clean))
+        if self.at is not None:
+            _check_places(self.at, self.mask)
 
     @classmethod
     def from_tokens(
@@ -69,11 +73,13 @@ class PromptPairs:
         mask: Bool[Tensor, "_ _"] | None = None,
         model: Any = None,
         padding_side: Side = "left",
+        at: Int[Tensor, "_"] | None = None,
     ) -> PromptPairs:
         """Pairs from token ids: `[batch, pos]` tensors, or rows of different lengths, which are padded.
 
         right, wrong: one id per prompt, or a row of ids per prompt (shorter rows are filled up). mask: for tensors that
-        are padded already. model: if given, lengths and ids are checked against it, and labels are made.
+        are padded already. model: if given, lengths and ids are checked against it, labels are made, and an encoder's
+        answers are read where each clean prompt has the mask token. at: as of the class, in the padded batch.
 
         Raises:
             LabError: what the class refuses, a pair of unequal length, or what `check` refuses.
@@ -89,10 +95,11 @@ class PromptPairs:
                 raise LabError("a mask goes with [batch, pos] tensors; rows of different lengths are padded here.")
             rows = [[[int(token) for token in row] for row in side] for side in (clean, corrupted)]
             pairs = _padded(cls, rows[0], rows[1], answers, padding_side, model)
-        if model is None:
-            return pairs
-        pairs.check(model)
-        return replace(pairs, labels=_labels(pairs, model))
+        if model is not None:
+            pairs.check(model)
+            at = mask_places(model, pairs.clean) if at is None else at
+            pairs = replace(pairs, labels=_labels(pairs, model))
+        return pairs if at is None else replace(pairs, at=at.to(pairs.clean.device))
 
     @classmethod
     def from_text(
@@ -134,24 +141,32 @@ class PromptPairs:
             index = slice(index, index + 1 or None)
         tensors = {name: getattr(self, name)[index] for name in _TENSORS}
         labels = self.labels and Labels(*(getattr(self.labels, field.name)[index] for field in fields(Labels)))
-        return PromptPairs(**tensors, labels=labels)
+        return PromptPairs(**tensors, labels=labels, at=None if self.at is None else self.at[index])
 
     def take(self, index: Int[Tensor, "chosen"]) -> PromptPairs:
         """The pairs with these numbers, in this order; a number may come more than once. Labels are left out."""
         taken = copy(self)  # what was checked once is not checked again: on a GPU every check waits for the device
-        for name, value in {**{name: getattr(self, name)[index] for name in _TENSORS}, "labels": None}.items():
+        at = None if self.at is None else self.at[index]
+        tensors = {name: getattr(self, name)[index] for name in _TENSORS}
+        for name, value in {**tensors, "labels": None, "at": at}.items():
             object.__setattr__(taken, name, value)
         return taken
 
     def to(self, device: torch.device | str) -> PromptPairs:
         """The same pairs on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        at = None if self.at is None else self.at.to(device)
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS}, at=at)
 
     @property
     def last(self) -> Int[Tensor, "batch"]:
         """Position of each prompt's last real token."""
         positions = torch.arange(self.mask.shape[1], device=self.mask.device)
         return (positions * self.mask).amax(dim=1)
+
+    @property
+    def answered(self) -> Int[Tensor, "batch"]:
+        """Position where each prompt's answer is read."""
+        return self.last if self.at is None else self.at
 
     @property
     def first_difference(self) -> Int[Tensor, "batch"]:
@@ -210,6 +225,16 @@ def _check_mask(mask: Bool[Tensor, "batch pos"]) -> None:
     both = (switches > 1).nonzero()
     if len(both):
         raise LabError(f"prompt {int(both[0])} is padded in its middle or on both sides; pad on one side only.")
+
+
+def _check_places(at: Int[Tensor, "batch"], mask: Bool[Tensor, "batch pos"]) -> None:
+    if at.shape != mask.shape[:1] or at.dtype.is_floating_point or at.dtype == torch.bool:
+        raise LabError(f"at is {list(at.shape)} of {at.dtype}; expected one position for each of {len(mask)} prompts.")
+    inside = (at >= 0) & (at < mask.shape[1])
+    real = inside & mask[torch.arange(len(mask), device=mask.device), at.clamp(0, mask.shape[1] - 1)]
+    if not bool(real.all()):
+        row = int((~real).nonzero()[0])
+        raise LabError(f"the answer to prompt {row} is to be read at {int(at[row])}, where it has no token.")
 
 
 def _check_answers(right: Tensor, wrong: Tensor, n: int) -> None:

@@ -25,7 +25,7 @@ from interp.collector import as_range
 from interp.errors import LabError, choose
 from interp.held_norms import hold
 from interp.residual_parts import MODES, PosSlice, ResidualParts, take
-from interp.shares import check_logits_are_linear, norms_what_is_written
+from interp.shares import check_logits_are_linear, check_stream_is_a_sum, norms_the_stream, norms_what_is_written
 
 
 class ResidualArithmetic(ResidualParts):
@@ -74,6 +74,9 @@ class ResidualArithmetic(ResidualParts):
         """What each layer wrote: embeddings, attention and MLP outputs, Float[Tensor, "component batch pos d_model"].
 
         mode: "all", "attn" or "mlp". Sums to the residual stream when everything is included.
+
+        Raises:
+            LabError: norms stand on the stream, which is no sum then.
         """
         kinds = MODES[choose("mode", mode, MODES)]
         embeds = self._embeddings() if incl_embeds else ()
@@ -181,15 +184,20 @@ class ResidualArithmetic(ResidualParts):
         not added: it belongs to no component (see `unembed_bias_attrs`). pos_slice: the positions that the stack
         holds. batch_slice: the prompts to take, of the stack too if it has a batch axis (`has_batch_dim`).
         recompute_ln: the whole norm, bias included, with each component's own statistics instead.
+
+        Raises:
+            LabError: the final norm without recompute_ln where norms stand on the stream, which has no components.
         """
         stop = self._layer(layer, mlp_input)
         if batch_slice is not None and has_batch_dim:
             residual_stack = residual_stack[:, as_range(batch_slice)]
         norm = self._norm(None if stop == self.model.cfg.n_layers else stop, mlp_input)
-        if self._reads_unnormalised(stop):
+        if self._reads_unnormalised(stop, mlp_input):
             return residual_stack
         if recompute_ln:
             return getattr(norm, "unhooked", norm)(residual_stack)  # past hooks, which expect the model's own stream
+        if stop == self.model.cfg.n_layers:
+            check_stream_is_a_sum(self.model)
         scale = self[self._scale_name(stop, mlp_input)]
         if batch_slice is not None and self.has_batch_dim:
             scale = scale[as_range(batch_slice)]
@@ -250,17 +258,23 @@ class ResidualArithmetic(ResidualParts):
         if layer is None or layer == self.model.cfg.n_layers:
             return self.model.ln_final
         block = self.model.blocks[layer]
-        return block.ln2 if mlp_input else block.ln1
+        return block.ln2 if self._second(mlp_input) else block.ln1
 
-    def _reads_unnormalised(self, stop: int) -> bool:
+    def _second(self, mlp_input: bool) -> bool:
+        """Whether a block's second norm comes before the input. With norms on the stream the MLP reads the first."""
+        return mlp_input and not norms_the_stream(self.model.cfg)
+
+    def _reads_unnormalised(self, stop: int, mlp_input: bool) -> bool:
         """Whether what reads the stream there has no norm before it."""
+        if norms_the_stream(self.model.cfg):
+            return not mlp_input and stop < self.model.cfg.n_layers
         only_after = getattr(self.model.cfg, "norm_places", "pre") == "post" and stop < self.model.cfg.n_layers
         return self.model.cfg.normalization_type is None or only_after
 
     def _scale_name(self, layer: int, mlp_input: bool) -> str:
         if layer == self.model.cfg.n_layers:
             return "ln_final.hook_scale"
-        return f"blocks.{layer}.{'ln2' if mlp_input else 'ln1'}.hook_scale"
+        return f"blocks.{layer}.{'ln2' if self._second(mlp_input) else 'ln1'}.hook_scale"
 
     def _final_norm_bias(self) -> Tensor:
         bias = getattr(self.model.ln_final, "b", None)

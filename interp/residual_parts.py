@@ -18,7 +18,8 @@ from torch import Tensor
 from interp.collector import as_range
 from interp.errors import LabError
 from interp.held_norms import HeldNorm, hold
-from interp.shares import check_parts_reach_the_stream, norms_what_is_written
+from interp.shares import check_parts_reach_the_stream, check_stream_is_a_sum, norms_what_is_written
+from interp.stream_points import after_layers
 
 PosSlice = int | slice | Sequence[int] | None
 Labelled = Iterator[tuple[str, Tensor]]
@@ -49,6 +50,7 @@ class ResidualParts:
             yield "pos_embed", self["hook_pos_embed"]
 
     def _layer_outputs(self, stop: int, mlp_input: bool, kinds: tuple[str, ...]) -> Labelled:
+        check_stream_is_a_sum(self.model)
         for layer in range(stop + self._adds_attention(mlp_input)):
             if "attn_out" in kinds:
                 yield f"{layer}_attn_out", self["attn_out", layer]
@@ -63,7 +65,7 @@ class ResidualParts:
             if has_mid and ((incl_mid and layer < stop) or (mlp_input and layer == stop)):
                 yield f"{layer}_mid", self["resid_mid", layer]
         if stop == n_layers:
-            yield "final_post", self["resid_post", n_layers - 1]
+            yield "final_post", self[after_layers(self.model.cfg), n_layers - 1]
 
     def _heads(self, stop: int, mlp_input: bool = False) -> Labelled:
         check_parts_reach_the_stream(self.model)

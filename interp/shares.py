@@ -26,15 +26,53 @@ def gain_of(norm: Any) -> Float[Tensor, "d_model"] | None:
 
 def norms_what_is_written(model: Any) -> bool:
     """Whether a norm lies between what attention and MLPs compute and the stream (`ln1_post`, `ln2_post`)."""
-    return getattr(model.cfg, "norm_places", "pre") != "pre" and model.cfg.normalization_type is not None
+    places = getattr(model.cfg, "norm_places", "pre")
+    return places in ("post", "both") and model.cfg.normalization_type is not None
+
+
+def norms_the_stream(cfg: Any) -> bool:
+    """Whether norms stand on the stream itself, after each addition (Vaswani et al. 2017; BERT)."""
+    return getattr(cfg, "norm_places", "pre") == "stream" and cfg.normalization_type is not None
+
+
+def check_stream_is_a_sum(model: Any) -> None:
+    """Refuse what takes the stream for the sum of what attention and MLPs wrote to it, where it is none.
+
+    Raises:
+        LabError: norms stand on the stream, or something else writes to it (`model.unaccounted`).
+    """
+    if norms_the_stream(model.cfg):
+        raise LabError(
+            f"in {model.cfg.model_name!r} a norm stands on the stream after each addition (norm_places='stream'), so "
+            "the stream is no sum of what components wrote.  Try activation_patching, ablation or logit_lens, which "
+            "take any model."
+        )
+    if other := getattr(model, "unaccounted", {}).get("sum"):
+        raise LabError(
+            f"in {model.cfg.model_name!r} {other}.  Try activation_patching or ablation, which take any model."
+        )
+
+
+def sides_of(model: Any) -> str:
+    """For a message: the views of a model of two sequences, which is none that analyses see as one stack of blocks."""
+    views = {"decoder_given": "model.decoder_given(source)", "encoder_given": "model.encoder_given(target)"}
+    known = [view for name, view in views.items() if hasattr(model, name)]
+    return f"  It has two sides; try {' or '.join(known)}." if known else ""
 
 
 def check_parts_reach_the_stream(model: Any) -> None:
     """Refuse to split what attention or an MLP writes where the weights do not say what reaches the stream.
 
     Raises:
-        LabError: the model found a step there that the lab does not know (`model.unaccounted`).
+        LabError: norms stand on the stream, the model found a step there that the lab does not know
+            (`model.unaccounted`), or it has no blocks.
     """
+    if not hasattr(model, "blocks"):
+        raise LabError(
+            f"{model.cfg.model_name!r} has no blocks that write to a residual stream: no parts, no shares."
+            f"{sides_of(model)}"
+        )
+    check_stream_is_a_sum(model)
     found = {where: what for where, what in getattr(model, "unaccounted", {}).items() if where != "logits"}
     if found:
         raise LabError(

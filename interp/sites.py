@@ -3,7 +3,8 @@
 `KINDS` is the one table of the lab's activations: what each is called, on which hook point it appears and
 which axes it has. Names and shapes are those of TransformerLens's HookedTransformer.
 
-Axes: `batch pos head kv_head d_model d_head d_mlp d_vocab q_pos k_pos` and `one` (an axis of size 1).
+Axes: `batch pos head kv_head d_model d_head d_mlp d_vocab q_pos k_pos` and `one` (an axis of size 1); of recurrent
+models, whose states live in no block, also `d_hidden`; of cross-attention `target_pos` and `source_pos`.
 `kv_head` counts the key/value heads, fewer than `head` when queries share them (grouped-query attention).
 """
 
@@ -39,6 +40,10 @@ KINDS: MappingProxyType[str, Kind] = MappingProxyType(
     {
         "embed": _kind("hook_embed", "batch pos d_model"),
         "pos_embed": _kind("hook_pos_embed", "batch pos d_model"),
+        "token_type_embed": _kind("hook_token_type_embed", "batch pos d_model"),
+        "embed_ln.scale": _kind("embed_ln.hook_scale", "batch pos one"),
+        "embed_ln.normalized": _kind("embed_ln.hook_normalized", "batch pos d_model"),
+        "full_embed": _kind("hook_full_embed", "batch pos d_model"),
         "resid_pre": _kind("blocks.{layer}.hook_resid_pre", "batch pos d_model"),
         "attn_in": _kind("blocks.{layer}.hook_attn_in", "batch pos head d_model"),
         "q_input": _kind("blocks.{layer}.hook_q_input", "batch pos head d_model"),
@@ -73,10 +78,28 @@ KINDS: MappingProxyType[str, Kind] = MappingProxyType(
         "ln2_post.normalized": _kind("blocks.{layer}.ln2_post.hook_normalized", "batch pos d_model"),
         "mlp_out": _kind("blocks.{layer}.hook_mlp_out", "batch pos d_model"),
         "resid_post": _kind("blocks.{layer}.hook_resid_post", "batch pos d_model"),
+        "normalized_resid_post": _kind("blocks.{layer}.hook_normalized_resid_post", "batch pos d_model"),
+        "cross_q": _kind("blocks.{layer}.cross_attn.hook_q", "batch target_pos head d_head"),
+        "cross_k": _kind("blocks.{layer}.cross_attn.hook_k", "batch source_pos kv_head d_head"),
+        "cross_v": _kind("blocks.{layer}.cross_attn.hook_v", "batch source_pos kv_head d_head"),
+        "cross_attn_scores": _kind("blocks.{layer}.cross_attn.hook_attn_scores", "batch head target_pos source_pos"),
+        "cross_pattern": _kind("blocks.{layer}.cross_attn.hook_pattern", "batch head target_pos source_pos"),
+        "cross_z": _kind("blocks.{layer}.cross_attn.hook_z", "batch target_pos head d_head"),
+        "cross_result": _kind("blocks.{layer}.cross_attn.hook_result", "batch target_pos head d_model"),
+        "cross_attn_out": _kind("blocks.{layer}.hook_cross_attn_out", "batch target_pos d_model"),
         "ln_final.scale": _kind("ln_final.hook_scale", "batch pos one"),
         "ln_final.normalized": _kind("ln_final.hook_normalized", "batch pos d_model"),
         "unembed.in": _kind("unembed.hook_in", "batch pos d_model"),
         "unembed.out": _kind("unembed.hook_out", "batch pos d_vocab"),
+        "encoder.embed": _kind("encoder.hook_embed", "batch pos d_model"),
+        "encoder.hidden": _kind("encoder.hook_hidden", "batch pos d_hidden"),
+        "encoder.cell": _kind("encoder.hook_cell", "batch pos d_hidden"),
+        "decoder.embed": _kind("decoder.hook_embed", "batch target_pos d_model"),
+        "decoder.hidden": _kind("decoder.hook_hidden", "batch target_pos d_hidden"),
+        "decoder.cell": _kind("decoder.hook_cell", "batch target_pos d_hidden"),
+        "decoder.attn_scores": _kind("decoder.hook_attn_scores", "batch target_pos source_pos"),
+        "decoder.pattern": _kind("decoder.hook_pattern", "batch target_pos source_pos"),
+        "decoder.context": _kind("decoder.hook_context", "batch target_pos d_hidden"),
     }
 )
 
@@ -96,9 +119,19 @@ _HABITS = {
     "mlp_mid": "mlp_post",
 }
 
+RECURRENT = tuple(name for name in KINDS if name.startswith(("encoder.", "decoder.")))
+"""The kinds of recurrent encoder-decoders."""
+CROSS = tuple(name for name in KINDS if name.startswith("cross_"))
+"""The kinds of a decoder's attention to the source."""
 HEAD_AXES = ("head", "kv_head")
 POSITION_AXES = ("pos", "q_pos")
-PICKS = {"head": HEAD_AXES, "pos": POSITION_AXES, "neuron": ("d_mlp",), "key": ("k_pos",)}
+"""Positions of the prompt."""
+PICKS = {
+    "head": HEAD_AXES,
+    "pos": (*POSITION_AXES, "target_pos", "source_pos"),
+    "neuron": ("d_mlp",),
+    "key": ("k_pos", "source_pos"),
+}
 """What a site may pick, and the axes that it picks from."""
 
 
@@ -153,7 +186,7 @@ class Site:
 
     @property
     def pos_axis(self) -> int | None:
-        return _find(self.axes, POSITION_AXES)
+        return _find(self.axes, PICKS["pos"])
 
     @cached_property
     def picks(self) -> dict[str, int | None]:
@@ -192,7 +225,7 @@ def hook_name(kind: str, layer: int | None = None) -> str:
 @lru_cache(maxsize=4096)
 def axes_of(name: str) -> tuple[str, ...] | None:
     """The axes of the activation at a hook name, or None for a point that the table does not know."""
-    template = re.sub(r"^blocks\.\d+\.", "blocks.{layer}.", name)
+    template = re.sub(r"^(blocks|encoder|decoder)\.\d+\.", "blocks.{layer}.", name)
     return _AXES_BY_TEMPLATE.get(template)
 
 

@@ -30,6 +30,20 @@ def read_at(cfg: Any, site: Site) -> int:
     return 2 * site.layer + int(middle)
 
 
+def after_layers(cfg: Any) -> str:
+    """The kind that is the stream as a layer leaves it and the next one reads it.
+
+    "resid_post"; but where norms stand on the stream, that is the sum before the layer's last norm.
+    """
+    return "normalized_resid_post" if getattr(cfg, "norm_places", "pre") == "stream" else "resid_post"
+
+
+def stream_names(cfg: Any) -> list[str]:
+    """The hook names of the stream at the input of the first layer and after each."""
+    after = [Site(after_layers(cfg), layer) for layer in range(cfg.n_layers)]
+    return [site.hook_name for site in [Site("resid_pre", 0), *after]]
+
+
 def end(cfg: Any) -> int:
     """The point after the last layer."""
     return 2 * cfg.n_layers

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 from interp.lazy import attributes
 
 if TYPE_CHECKING:
+    from models.bert import BERT
+    from models.bert_config import BertConfig
     from models.config import TransformerConfig
     from models.gpt import GPT
     from models.hooked_transformer import HookedTransformer
     from models.pretrained import load
 
-__all__ = ["GPT", "HookedTransformer", "TransformerConfig", "load"]
+__all__ = ["BERT", "GPT", "BertConfig", "HookedTransformer", "TransformerConfig", "load"]
 
 __getattr__ = attributes(
     "models",
     {
+        "BERT": "models.bert",
+        "BertConfig": "models.bert_config",
         "GPT": "models.gpt",
         "HookedTransformer": "models.hooked_transformer",
         "TransformerConfig": "models.config",

@@ -1,9 +1,15 @@
-"""Multi-head attention with every intermediate on a hook point.
+"""Attention in four steps, each a pure function of vectors and weights, and then across two sequences.
 
-Pure functions say what attention is; the module holds the weights and the hook points. Until scores or
-pattern are hooked the softmax runs inside `scaled_dot_product_attention`; then it is explicit. The two agree.
+    simple_self_attention   softmax(x xᵀ) x: nothing is trained, a vector looks at the vectors that resemble it
+    self_attention          softmax(q kᵀ / √d_head) v, where q = x W_Q, k = x W_K, v = x W_V
+    causal_self_attention   scores of what comes later become minus infinity before the softmax
+    multi_head_attention    several heads side by side, each through its part of W_O into the sum
+    cross_attention         queries of one sequence, keys and values of another
 
-A mask is Bool[Tensor, "batch 1 q_pos k_pos"], True where a query may look, or None for "causality alone".
+All of them are `dot_product_attention`: scores, softmax, and values mixed. `models.attention_module` holds weights and
+hook points and computes with the same functions. `fused_attention` is the same again in one kernel.
+
+A mask is Bool[Tensor, "batch 1 q_pos k_pos"], True where a query may look, or None for "everywhere".
 """
 
 from __future__ import annotations
@@ -12,21 +18,153 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, repeat
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp.factored_matrix import FactoredMatrix
-from interp.hook_point import HookPoint
-from interp.kv_cache import LayerCache
-from models.config import TransformerConfig
 from models.embedding import soft_capped
-from models.norm import RMSNorm, WidthNorm
-from models.positions import RotaryPositions
 
 Mask = Bool[Tensor, "#batch 1 q_pos k_pos"]
-Stream = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos _ d_model"]  # _: head or kv_head
-Queries = Float[Tensor, "batch n d_model"] | Float[Tensor, "batch n head d_model"]
+Bias = Float[Tensor, "#batch #head q_pos k_pos"]
+
+
+def simple_self_attention(x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    """softmax(x xᵀ) x: the average of all vectors, weighed by their dot products with one's own. Nothing is trained."""
+    return _one_head(x, x, x, scale=1.0)
+
+
+def self_attention(
+    x: Float[Tensor, "batch pos d_model"],
+    W_Q: Float[Tensor, "d_model d_head"],
+    W_K: Float[Tensor, "d_model d_head"],
+    W_V: Float[Tensor, "d_model d_value"],
+    mask: Bool[Tensor, "#batch 1 pos pos"] | None = None,
+) -> Float[Tensor, "batch pos d_value"]:
+    """softmax(q kᵀ / √d_head) v: what one looks for, what one is found by and what one passes on are trained apart.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), §3.2.1. Without the division, products of long vectors drive the softmax to
+    where it has no gradient.
+    """
+    return _one_head(x @ W_Q, x @ W_K, x @ W_V, mask)
+
+
+def causal_self_attention(
+    x: Float[Tensor, "batch pos d_model"],
+    W_Q: Float[Tensor, "d_model d_head"],
+    W_K: Float[Tensor, "d_model d_head"],
+    W_V: Float[Tensor, "d_model d_value"],
+) -> Float[Tensor, "batch pos d_value"]:
+    """Self-attention that looks back only: scores of later positions are minus infinity, so their weights are 0.
+
+    Masked after the softmax instead, the weights that are left would no longer sum to one (§3.2.3).
+    """
+    return self_attention(x, W_Q, W_K, W_V, causal_mask(x.shape[1], x.shape[1], x.device))
+
+
+def multi_head_attention(
+    x: Float[Tensor, "batch pos d_model"],
+    W_Q: Float[Tensor, "head d_model d_head"],
+    W_K: Float[Tensor, "head d_model d_head"],
+    W_V: Float[Tensor, "head d_model d_value"],
+    W_O: Float[Tensor, "head d_value d_out"],
+    mask: Bool[Tensor, "#batch 1 pos pos"] | None = None,
+) -> Float[Tensor, "batch pos d_out"]:
+    """Self-attention of several heads, each with weights of its own, summed through their parts of W_O (§3.2.2)."""
+    return cross_attention(x, x, W_Q, W_K, W_V, W_O, mask)
+
+
+def cross_attention(
+    x: Float[Tensor, "batch q_pos d_model"],
+    source: Float[Tensor, "batch k_pos d_source"],
+    W_Q: Float[Tensor, "head d_model d_head"],
+    W_K: Float[Tensor, "head d_source d_head"],
+    W_V: Float[Tensor, "head d_source d_value"],
+    W_O: Float[Tensor, "head d_value d_out"],
+    mask: Mask | None = None,
+) -> Float[Tensor, "batch q_pos d_out"]:
+    """Multi-head attention from one sequence to another: `x` asks and `source` answers (§3.2.3).
+
+    Of a sequence on itself it is self-attention.
+    """
+    q, k, v = _into_heads(x, W_Q), _into_heads(source, W_K), _into_heads(source, W_V)
+    z = dot_product_attention(q, k, v, mask)
+    return einsum(z, W_O, "batch pos head d, head d out -> batch pos out")
+
+
+def dot_product_attention(
+    q: Float[Tensor, "batch q_pos head d_head"],
+    k: Float[Tensor, "batch k_pos kv_head d_head"],
+    v: Float[Tensor, "batch k_pos kv_head d_value"],
+    mask: Mask | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch q_pos head d_value"]:
+    """softmax(q kᵀ / scale) v, for every head: the pattern, and the values averaged by it."""
+    pattern = attention_scores(q, k, mask, scale).softmax(-1)
+    return mix_values(pattern, v)
+
+
+def attention_scores(
+    q: Float[Tensor, "batch q_pos head d_head"],
+    k: Float[Tensor, "batch k_pos kv_head d_head"],
+    mask: Mask | None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    bias: Bias | None = None,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """q · k / scale + bias in float32 at least; where the mask is False, minus infinity.
+
+    The lowest finite number stands for minus infinity: its weight is 0 as well, and a query that sees nothing stays
+    finite. With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads).
+    scale: sqrt(d_head) by default. soft_cap: cap · tanh(scores / cap) (Gemma 2, arXiv:2408.00118). bias: added after
+    it, before the mask (T5's relative positions, arXiv:1910.10683, §2.1).
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scaled = q.to(wide) / (scale or math.sqrt(q.shape[-1]))  # before the product, where there is less to divide
+    grouped = rearrange(scaled, "b q_pos (kv group) d -> b kv (group q_pos) d", kv=k.shape[2])
+    products = grouped @ rearrange(k.to(wide), "b k_pos kv d -> b kv d k_pos")
+    scores = rearrange(products, "b kv (group q_pos) k_pos -> b (kv group) q_pos k_pos", q_pos=q.shape[1])
+    scores = soft_capped(scores, soft_cap)
+    scores = scores if bias is None else scores + bias
+    return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
+
+
+def mix_values(
+    pattern: Float[Tensor, "batch head q_pos k_pos"], v: Float[Tensor, "batch k_pos kv_head d_value"]
+) -> Float[Tensor, "batch q_pos head d_value"]:
+    """Average the values with the pattern's weights."""
+    grouped = rearrange(pattern, "b (kv group) q_pos k_pos -> b kv (group q_pos) k_pos", kv=v.shape[2])
+    z = grouped @ rearrange(v.to(pattern.dtype), "b k_pos kv d -> b kv k_pos d")
+    return rearrange(z, "b kv (group q_pos) d -> b q_pos (kv group) d", q_pos=pattern.shape[2]).to(v.dtype)
+
+
+def fused_attention(
+    q: Float[Tensor, "batch q_pos head d_head"],
+    k: Float[Tensor, "batch k_pos kv_head d_head"],
+    v: Float[Tensor, "batch k_pos kv_head d_head"],
+    mask: Mask | None,
+    causal: bool,
+    scale: float | None = None,
+    bias: Bias | None = None,
+) -> Float[Tensor, "batch q_pos head d_head"]:
+    """`mix_values(softmax(attention_scores(q, k, mask, scale, bias=bias)), v)` in one kernel.
+
+    causal: the kernel's own causal mask, where there are neither mask nor bias.
+    """
+    added: Tensor | None = mask
+    if bias is not None:  # the kernel adds it in the dtype of the queries
+        bias = bias.to(q.dtype)
+        added = bias if mask is None else bias.masked_fill(~mask, torch.finfo(q.dtype).min)
+    q, k, v = (rearrange(x, "batch pos head d -> batch head pos d") for x in (q, k, v))
+    z = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        added,
+        is_causal=causal and added is None,
+        enable_gqa=k.shape[1] != q.shape[1],
+        scale=None if scale is None else 1 / scale,
+    )
+    return rearrange(z, "batch head pos d -> batch pos head d")
 
 
 def causal_mask(
@@ -62,217 +200,26 @@ def at_positions(
     return x.expand(len(index), *x.shape[1:])[rearrange(rows, "batch -> batch 1"), index]
 
 
-def attention_scores(
-    q: Float[Tensor, "batch q_pos head d_head"],
-    k: Float[Tensor, "batch k_pos kv_head d_head"],
-    mask: Mask | None,
+def queries_at(
+    x: Shaped[Tensor, "#batch #head q_pos k_pos"], index: Int[Tensor, "batch n"]
+) -> Shaped[Tensor, "batch #head n k_pos"]:
+    """The rows of a mask or a bias that belong to some of the queries, each prompt its own."""
+    rows = at_positions(rearrange(x, "batch head q_pos k_pos -> batch q_pos head k_pos"), index)
+    return rearrange(rows, "batch n head k_pos -> batch head n k_pos")
+
+
+def _one_head(
+    q: Float[Tensor, "batch q_pos d_head"],
+    k: Float[Tensor, "batch k_pos d_head"],
+    v: Float[Tensor, "batch k_pos d_value"],
+    mask: Mask | None = None,
     scale: float | None = None,
-    soft_cap: float | None = None,
-) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """q · k / scale in float32 at least; masked entries hold the lowest finite number, not -inf.
-
-    With fewer key heads than query heads, head h reads key head h // (n_heads / n_kv_heads). scale: sqrt(d_head) by
-    default. soft_cap: cap · tanh(scores / cap), before the mask (Gemma 2, arXiv:2408.00118).
-    """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scaled = q.to(wide) / (scale or math.sqrt(q.shape[-1]))  # before the product, where there is less to divide
-    grouped = rearrange(scaled, "b q_pos (kv group) d -> b kv (group q_pos) d", kv=k.shape[2])
-    products = grouped @ rearrange(k.to(wide), "b k_pos kv d -> b kv d k_pos")
-    scores = rearrange(products, "b kv (group q_pos) k_pos -> b (kv group) q_pos k_pos", q_pos=q.shape[1])
-    scores = soft_capped(scores, soft_cap)
-    return scores if mask is None else scores.masked_fill_(~mask, torch.finfo(wide).min)
+) -> Float[Tensor, "batch q_pos d_value"]:
+    q, k, v = (rearrange(x, "batch pos d -> batch pos 1 d") for x in (q, k, v))
+    return rearrange(dot_product_attention(q, k, v, mask, scale), "batch pos 1 d -> batch pos d")
 
 
-def mix_values(
-    pattern: Float[Tensor, "batch head q_pos k_pos"], v: Float[Tensor, "batch k_pos kv_head d_head"]
-) -> Float[Tensor, "batch q_pos head d_head"]:
-    """Average the values with the pattern's weights."""
-    grouped = rearrange(pattern, "b (kv group) q_pos k_pos -> b kv (group q_pos) k_pos", kv=v.shape[2])
-    z = grouped @ rearrange(v.to(pattern.dtype), "b k_pos kv d -> b kv k_pos d")
-    return rearrange(z, "b kv (group q_pos) d -> b q_pos (kv group) d", q_pos=pattern.shape[2]).to(v.dtype)
-
-
-def fused_attention(
-    q: Float[Tensor, "batch q_pos head d_head"],
-    k: Float[Tensor, "batch k_pos kv_head d_head"],
-    v: Float[Tensor, "batch k_pos kv_head d_head"],
-    mask: Mask | None,
-    causal: bool,
-    scale: float | None = None,
-) -> Float[Tensor, "batch q_pos head d_head"]:
-    """`mix_values(softmax(attention_scores(q, k, mask, scale)), v)` in one kernel."""
-    q, k, v = (rearrange(x, "batch pos head d -> batch head pos d") for x in (q, k, v))
-    z = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        mask,
-        is_causal=causal and mask is None,
-        enable_gqa=k.shape[1] != q.shape[1],
-        scale=None if scale is None else 1 / scale,
-    )
-    return rearrange(z, "batch head pos d -> batch pos head d")
-
-
-class Attention(nn.Module):
-    """Queries, keys, values, pattern, and each head's output back into the stream.
-
-    Inputs are the normalised stream, one for queries, keys and values each; an input with a head axis gives
-    every head its own. Weights live in Linear layout, and `W_Q` [head d_model d_head] and its kin are views.
-    """
-
-    def __init__(self, cfg: TransformerConfig, layer: int = 0) -> None:
-        super().__init__()
-        self.cfg = cfg
-        width, kv_width = cfg.n_heads * cfg.head_size, cfg.n_kv_heads * cfg.head_size
-        self.q = nn.Linear(cfg.d_model, width, bias=cfg.attn_bias)
-        self.k = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
-        self.v = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias)
-        self.o = nn.Linear(width, cfg.d_model, bias=cfg.out_bias)
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        rotary = cfg.positional_embedding_type == "rotary"
-        self.rotary = RotaryPositions(cfg, cfg.layer_type(layer) == "local") if rotary else None
-        if self.rotary is not None:
-            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
-        if cfg.qk_norm is not None:
-            whole = cfg.qk_norm == "width"
-            self.q_norm = WidthNorm(cfg, width) if whole else RMSNorm(cfg, cfg.head_size)
-            self.k_norm = WidthNorm(cfg, kv_width) if whole else RMSNorm(cfg, cfg.head_size)
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
-        self.hook_z = HookPoint()
-        self.hook_result = HookPoint(on_demand=True)
-
-    def forward(
-        self,
-        query_input: Queries,
-        key_input: Stream,
-        value_input: Stream,
-        mask: Mask | None = None,
-        rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
-        past: LayerCache | None = None,
-        finish: Int[Tensor, "batch n"] | None = None,
-    ) -> Float[Tensor, "batch n d_model"]:
-        """finish: the position of each query among the keys' inputs, where there are fewer queries."""
-        q = _project(query_input, self.q, self.cfg.n_heads)
-        k = _project(key_input, self.k, self.cfg.n_kv_heads)
-        v = _project(value_input, self.v, self.cfg.n_kv_heads)
-        return self.mix(q, k, v, mask, rotation, past, finish)
-
-    def mix(
-        self,
-        q: Float[Tensor, "batch q_pos head d_head"],
-        k: Float[Tensor, "batch pos kv_head d_head"],
-        v: Float[Tensor, "batch pos kv_head d_head"],
-        mask: Bool[Tensor, "#batch 1 pos k_pos"] | None = None,
-        rotation: Float[Tensor, "#batch pos 2 half"] | None = None,
-        past: LayerCache | None = None,
-        finish: Int[Tensor, "batch q_pos"] | None = None,
-    ) -> Float[Tensor, "batch q_pos d_model"]:
-        """From queries, keys and values to what is written to the stream."""
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        if self.cfg.qk_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        n_new = k.shape[1]
-        if self.rotary is not None:
-            turned = rotation if finish is None or rotation is None else at_positions(rotation, finish)
-            q = self.hook_rot_q(self.rotary(q, turned))
-            k = self.hook_rot_k(self.rotary(k, rotation))
-        if past is not None:
-            k, v = past.append(k, v)
-        if finish is not None:
-            mask = self.mask_of(mask, finish, n_new, k.shape[1])
-        return self.write(self.hook_z(self.attend(q, k, v, mask)))
-
-    def mask_of(
-        self, mask: Mask | None, finish: Int[Tensor, "batch n"], n_queries: int, n_keys: int
-    ) -> Bool[Tensor, "batch 1 n k_pos"] | None:
-        """The rows of the mask that belong to some of the queries."""
-        if mask is None and not self.cfg.causal:
-            return None
-        mask = causal_mask(n_queries, n_keys, finish.device) if mask is None else mask
-        rows = at_positions(rearrange(mask, "batch 1 q_pos k_pos -> batch q_pos k_pos"), finish)
-        return rearrange(rows, "batch n k_pos -> batch 1 n k_pos")
-
-    def attend(
-        self,
-        q: Float[Tensor, "batch q_pos head d_head"],
-        k: Float[Tensor, "batch k_pos kv_head d_head"],
-        v: Float[Tensor, "batch k_pos kv_head d_head"],
-        mask: Mask | None,
-    ) -> Float[Tensor, "batch q_pos head d_head"]:
-        """z, by the fused kernel or, when scores or pattern are hooked, step by step."""
-        n_queries, n_keys = q.shape[1], k.shape[1]
-        cfg = self.cfg
-        explicit = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks() or cfg.attn_scores_soft_cap
-        # The fused kernel's own causal mask assumes as many keys as queries; one query at the end sees all keys.
-        if mask is None and self.cfg.causal and n_queries > 1 and (explicit or n_queries != n_keys):
-            mask = causal_mask(n_queries, n_keys, q.device)
-        if not explicit:
-            return fused_attention(q, k, v, mask, cfg.causal and n_queries == n_keys, cfg.attn_scale)
-        scores = self.hook_attn_scores(attention_scores(q, k, mask, cfg.attn_scale, cfg.attn_scores_soft_cap))
-        return mix_values(self.hook_pattern(scores.softmax(-1)), v)
-
-    def write(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
-        """Each head's z through its part of W_O, summed, plus b_O."""
-        if self.hook_result.has_hooks():
-            result = self.hook_result(einsum(z, self.W_O, "b pos head d, head d model -> b pos head model"))
-            if not self.hook_result.is_only_read():
-                return result.sum(2) + self.b_O
-        return self.o(rearrange(z, "batch pos head d -> batch pos (head d)"))
-
-    @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        return rearrange(self.q.weight, "(head d) model -> head model d", head=self.cfg.n_heads)
-
-    @property
-    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return rearrange(self.k.weight, "(head d) model -> head model d", head=self.cfg.n_kv_heads)
-
-    @property
-    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        return rearrange(self.v.weight, "(head d) model -> head model d", head=self.cfg.n_kv_heads)
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return rearrange(self.o.weight, "model (head d) -> head d model", head=self.cfg.n_heads)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q @ W_K^T [head d_model d_model], by which a query weighs keys; shared keys are repeated."""
-        return FactoredMatrix(self.W_Q, self._of_each_head(self.W_K).mT)
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V @ W_O [head d_model d_model], what a head writes of what it reads; shared values are repeated."""
-        return FactoredMatrix(self._of_each_head(self.W_V), self.W_O)
-
-    def _of_each_head(self, weight: Float[Tensor, "kv_head *axes"]) -> Float[Tensor, "head *axes"]:
-        return repeat(weight, "kv ... -> (kv group) ...", group=self.cfg.n_heads // self.cfg.n_kv_heads)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return rearrange(_bias(self.q), "(head d) -> head d", head=self.cfg.n_heads)
-
-    @property
-    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
-        return rearrange(_bias(self.k), "(head d) -> head d", head=self.cfg.n_kv_heads)
-
-    @property
-    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
-        return rearrange(_bias(self.v), "(head d) -> head d", head=self.cfg.n_kv_heads)
-
-    @property
-    def b_O(self) -> Float[Tensor, "d_model"]:
-        return _bias(self.o)
-
-
-def _project(stream: Stream, linear: nn.Linear, heads: int) -> Float[Tensor, "batch pos head d_head"]:
-    if stream.ndim == 3:
-        return rearrange(linear(stream), "batch pos (head d) -> batch pos head d", head=heads)
-    weight = rearrange(linear.weight, "(head d) model -> head d model", head=heads)
-    own = einsum(stream, weight, "batch pos head model, head d model -> batch pos head d")
-    return own + rearrange(_bias(linear), "(head d) -> head d", head=heads)
-
-
-def _bias(linear: nn.Linear) -> Tensor:
-    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+def _into_heads(
+    x: Float[Tensor, "batch pos d_model"], weight: Float[Tensor, "head d_model d_head"]
+) -> Float[Tensor, "batch pos head d_head"]:
+    return einsum(x, weight, "batch pos model, head model d -> batch pos head d")

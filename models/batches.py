@@ -6,11 +6,12 @@ seen, and there is no iterator whose state would have to be kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.errors import LabError
@@ -39,14 +40,37 @@ class Batch:
         targets[:, :-1] = self.tokens[:, 1:]
         if self.mask is not None:
             targets[:, :-1].masked_fill_(~(self.mask[:, 1:] & self.mask[:, :-1]), UNCOUNTED)
-        return Batch(self.tokens, targets, self.mask)
+        return replace(self, targets=targets)
+
+    def logits(self, model: Callable[..., Tensor]) -> Float[Tensor, "batch pos d_vocab"]:
+        """What the model makes of the batch, one prediction for each target."""
+        padding = {} if self.mask is None else {"attention_mask": self.mask}
+        return model(self.tokens, **padding)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; to a GPU without waiting for the copy."""
         if self.tokens.device == device:
             return self
-        targets = None if self.targets is None else _moved(self.targets, device)
-        return Batch(_moved(self.tokens, device), targets, None if self.mask is None else _moved(self.mask, device))
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
+        there: dict[str, Any] = {name: t if t is None else _moved(t, device) for name, t in tensors.items()}
+        return replace(self, **there)
+
+
+@dataclass(frozen=True)
+class SourceBatch(Batch):
+    """For encoder-decoders: the sources, and in `tokens` what the decoder reads (teacher forcing).
+
+    source_mask: True for the sources' real tokens; None: all are real. The decoder looks back only, so padding at the
+    end of `tokens` needs no mask, only targets that do not count.
+    """
+
+    source: Int[Tensor, "batch source_pos"] = field(kw_only=True)
+    source_mask: Bool[Tensor, "batch source_pos"] | None = field(default=None, kw_only=True)
+
+    def logits(self, model: Callable[..., Tensor]) -> Float[Tensor, "batch pos d_vocab"]:
+        """What the decoder predicts at each of its tokens, given the sources."""
+        padding = {} if self.source_mask is None else {"attention_mask": self.source_mask}
+        return model(self.source, self.tokens, **padding)
 
 
 @runtime_checkable
@@ -86,6 +110,13 @@ class Windows:
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
 
+def shuffled(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which of n examples the batch of a step holds: each once in an epoch, every epoch in an order of its own."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: torch.randperm(n, generator=step_generator(seed, epoch)) for epoch in {p // n for p in places}}
+    return [int(orders[place // n][place % n]) for place in places]
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A random generator for one step of one seed; neighbouring steps and seeds are unrelated."""
     mixed = torch.Generator().manual_seed(seed).initial_seed() * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03
@@ -102,7 +133,24 @@ def batch_of(batches: Batches, step: int, d_vocab: int | None, d_vocab_out: int 
     """
     found = batches.batch(step)
     given = found if isinstance(found, Batch) else Batch(found)
-    tokens = given.tokens
+    _check_tokens(given.tokens, step, d_vocab, n_ctx)
+    if isinstance(given, SourceBatch):
+        _check_tokens(given.source, step, d_vocab, n_ctx)
+    batch = given.with_targets()
+    assert batch.targets is not None
+    if batch.targets.device.type == "cpu":
+        _check_ids("targets", batch.targets[batch.targets != UNCOUNTED], step, d_vocab_out)
+    return batch
+
+
+def sizes(model: nn.Module) -> tuple[int | None, int | None, int | None]:
+    """d_vocab, d_vocab_out and n_ctx of a model, as far as its config tells."""
+    cfg = getattr(model, "cfg", None)
+    d_vocab = getattr(cfg, "d_vocab", None)
+    return d_vocab, getattr(cfg, "d_vocab_out", None) or d_vocab, getattr(cfg, "n_ctx", None)
+
+
+def _check_tokens(tokens: Tensor, step: int, d_vocab: int | None, n_ctx: int | None) -> None:
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise LabError(
             f"the batch of step {step} has shape {tuple(tokens.shape)}; expected [batch pos] with at least "
@@ -115,19 +163,8 @@ def batch_of(batches: Batches, step: int, d_vocab: int | None, d_vocab_out: int 
             f"the batch of step {step} has {tokens.shape[1]} positions, but the context window is {n_ctx} (n_ctx); "
             "cut the rows or widen the window."
         )
-    batch = given.with_targets()
-    assert batch.targets is not None
     if tokens.device.type == "cpu":
         _check_ids("token ids", tokens, step, d_vocab)
-        _check_ids("targets", batch.targets[batch.targets != UNCOUNTED], step, d_vocab_out)
-    return batch
-
-
-def sizes(model: nn.Module) -> tuple[int | None, int | None, int | None]:
-    """d_vocab, d_vocab_out and n_ctx of a model, as far as its config tells."""
-    cfg = getattr(model, "cfg", None)
-    d_vocab = getattr(cfg, "d_vocab", None)
-    return d_vocab, getattr(cfg, "d_vocab_out", None) or d_vocab, getattr(cfg, "n_ctx", None)
 
 
 def _check_ids(what: str, ids: Tensor, step: int, limit: int | None) -> None:

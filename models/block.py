@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from interp.hook_point import HookPoint
 from interp.kv_cache import LayerCache
-from models.attention import Attention, Mask, Stream, at_positions
+from models.attention import Bias, Mask, at_positions
+from models.attention_module import Attention, Stream
 from models.config import TransformerConfig
 from models.mlp import make_mlp
-from models.norm import NoNorm, make_norm, make_post_norm
+from models.norm import NoNorm, Norm, make_norm, make_post_norm
 
 
 class Block(nn.Module):
@@ -57,22 +58,29 @@ class Block(nn.Module):
         past: LayerCache | None = None,
         finish: Int[Tensor, "batch n"] | None = None,
         known: Mapping[str, Tensor] | None = None,
+        bias: Bias | None = None,
     ) -> Float[Tensor, "batch pos_or_n d_model"]:
         """finish: the positions that go on; the others give their keys and values, and end here.
 
         known: "attn_out", or "q", "k" and "v": activations that need not be computed, as they are before their hooks.
+        bias: added to the scores.
         """
         resid_pre = self.hook_resid_pre(resid)
         if known is None:
             query, key, value = self.attention_inputs(resid_pre)
             if finish is not None:
                 resid_pre, query = at_positions(resid_pre, finish), at_positions(query, finish)
-            attn_out = self.ln1_post(self.attn(query, key, value, mask, rotation, past, finish))
+            attn_out = self.ln1_post(self.attn(query, key, value, mask, rotation, past, finish, bias))
         elif "attn_out" in known:
             attn_out = known["attn_out"]
         else:
-            attn_out = self.ln1_post(self.attn.mix(known["q"], known["k"], known["v"], mask, rotation, past))
-        attn_out = self.hook_attn_out(attn_out)
+            attn_out = self.ln1_post(self.attn.mix(known["q"], known["k"], known["v"], mask, rotation, past, bias=bias))
+        return self.added(resid_pre, self.hook_attn_out(attn_out))
+
+    def added(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream that leaves the block: what attention and MLP write, added to the stream that they read."""
         resid_mid = resid_pre + attn_out
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_mid)
@@ -86,7 +94,8 @@ class Block(nn.Module):
 
     def attention_inputs(self, resid_pre: Float[Tensor, "batch pos d_model"]) -> tuple[Stream, Stream, Stream]:
         """What queries, keys and values are computed from: one normalised stream unless a hook splits it."""
-        normalized = self.ln1(resid_pre)
+        norm = self.read_through
+        normalized = norm(resid_pre)
         shared = resid_pre
         if self.cfg.n_kv_heads == self.cfg.n_heads:
             shared = _fork(self.hook_attn_in, resid_pre, self.cfg.n_heads)
@@ -95,8 +104,55 @@ class Block(nn.Module):
             _fork(self.hook_k_input, shared, self.cfg.n_kv_heads),
             _fork(self.hook_v_input, shared, self.cfg.n_kv_heads),
         )
-        query, key, value = (normalized if s is resid_pre else self.ln1.unhooked(s) for s in streams)
+        query, key, value = (normalized if s is resid_pre else norm.unhooked(s) for s in streams)
         return query, key, value
+
+    @property
+    def read_through(self) -> Norm:
+        """The norm between the stream and attention."""
+        return self.ln1
+
+
+class StreamNormBlock(Block):
+    """norm(resid + attention(resid)), then norm(resid + mlp(resid)): the block of 2017 (arXiv:1706.03762) and BERT.
+
+    ln1 and ln2 stand on the stream, after each addition. As in TransformerLens's BertBlock, `hook_resid_mid` and
+    `hook_resid_post` are the sums before them, and `hook_normalized_resid_post` is what the next block reads.
+    `hook_mlp_in` is what the MLP alone reads, after ln1. An attention-only block has ln1 alone.
+    """
+
+    def __init__(self, cfg: TransformerConfig, layer: int = 0) -> None:
+        super().__init__(cfg, layer)
+        self.ln1 = make_post_norm(cfg)
+        if not cfg.attn_only:
+            self.ln2 = make_post_norm(cfg)
+        self.hook_normalized_resid_post = HookPoint()
+
+    def added(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream that leaves the block, normalised after each addition."""
+        resid_mid = resid_pre + attn_out
+        if self.cfg.attn_only:
+            return self.hook_normalized_resid_post(self.ln1(self.hook_resid_post(resid_mid)))
+        normalized = self.ln1(self.hook_resid_mid(resid_mid))
+        resid_post = self.hook_resid_post(normalized + self.mlp_output(normalized))
+        return self.hook_normalized_resid_post(self.ln2(resid_post))
+
+    def mlp_output(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.hook_mlp_out(self.mlp(self.hook_mlp_in(resid)))
+
+    @property
+    def read_through(self) -> Norm:
+        return _NO_NORM
+
+
+_NO_NORM = NoNorm()
+
+
+def make_block(cfg: TransformerConfig, layer: int = 0) -> Block:
+    """The block that `cfg.norm_places` names."""
+    return StreamNormBlock(cfg, layer) if cfg.norm_places == "stream" else Block(cfg, layer)
 
 
 def _fork(point: HookPoint, stream: Stream, heads: int) -> Stream:

@@ -23,7 +23,8 @@ class TransformerConfig:
     act_fn: of the MLP. gated_mlp: act(gate(x)) * in(x), as in Llama. attn_only: no MLPs.
     parallel_attn_mlp: attention and MLP read the same stream (GPT-J). normalization_type: "LN", "RMS" or None;
     "LNPre" and "RMSPre" have no gains and biases before what reads the stream (see `models.processing`).
-    norm_places: "pre" (what attention and MLP read), "post" (what they write, `ln1_post`, `ln2_post`) or "both".
+    norm_places: "pre" (what attention and MLP read), "post" (what they write, `ln1_post`, `ln2_post`), "both", or
+    "stream" (the stream after each addition, as in 2017; then no norm follows the last block).
     norm_gain_offset: added to the gains. embed_scale: of the token vectors.
     positional_embedding_type: "learned", "sinusoidal", "rotary" (first rotary_dim of each head) or "none".
     rotary_adjacent_pairs: coordinates 2i and 2i + 1 turn together, not i and i + rotary_dim / 2. rotary_scaling: see
@@ -95,7 +96,7 @@ class TransformerConfig:
         choose("activation function", self.act_fn, ACTIVATIONS)
         choose("positional_embedding_type", self.positional_embedding_type, _POSITIONS)
         choose("attention_dir", self.attention_dir, ("causal", "bidirectional"))
-        choose("norm_places", self.norm_places, ("pre", "post", "both"))
+        choose("norm_places", self.norm_places, ("pre", "post", "both", "stream"))
         if self.qk_norm is not None:
             choose("qk_norm", self.qk_norm, ("head", "width"))
         self._check_local()
@@ -146,6 +147,8 @@ class TransformerConfig:
             raise LabError(f"qk_norm goes with rotary positions; given {self.positional_embedding_type!r}.")
 
     def _check_sizes(self) -> None:
+        if self.norm_places == "stream" and self.parallel_attn_mlp:
+            raise LabError("norm_places='stream' norms between attention and MLP; parallel_attn_mlp has no between.")
         if self.n_heads % self.n_kv_heads:
             raise LabError(
                 f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.n_key_value_heads}; "

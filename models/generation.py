@@ -1,6 +1,6 @@
 """Writing on: sampling tokens from a model, one after the other, with a cache of keys and values.
 
-What to sample from is a composition of pure functions on logits: top-k, then temperature, then top-p.
+What to sample from is a composition of pure functions on logits: see `interp.sampling`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import LabError
 from interp.kv_cache import KeyValueCache
+from interp.sampling import Sampling, next_token
 
 if TYPE_CHECKING:
     from models.gpt import GPT
-
-Logits = Float[Tensor, "batch d_vocab"]
 
 
 def generate(
@@ -84,7 +83,7 @@ def generate_tokens(
     check_prompt(model, tokens, mask, max_new_tokens)
     mask = None if mask is None or bool(mask.all()) else mask
     stops = torch.tensor(sorted(stop_tokens), dtype=tokens.dtype, device=tokens.device)
-    source = _generator(tokens.device, seed)
+    source = random_source(tokens.device, seed)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     cache = KeyValueCache()
     new = tokens
@@ -104,53 +103,6 @@ def generate_tokens(
     return tokens
 
 
-def next_token(
-    logits: Logits,
-    temperature: float | int = 1.0,
-    top_k: int | None = None,
-    top_p: float | int | None = None,
-    source: torch.Generator | None = None,
-) -> Int[Tensor, "batch"]:
-    """One token per row; at temperature 0 the likeliest (the first of equals), else a draw from `distribution`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(distribution(logits, temperature, top_k, top_p), 1, generator=source)[:, 0]
-
-
-def distribution(
-    logits: Logits, temperature: float | int = 1.0, top_k: int | None = None, top_p: float | int | None = None
-) -> Logits:
-    """The probabilities from which a token is drawn, in float32 at least."""
-    wide = logits.float() if logits.itemsize < 4 else logits
-    if top_k is not None:
-        wide = keep_top_k(wide, top_k)
-    # Shifting by the maximum first keeps a tiny temperature from overflowing.
-    cooled = (wide - wide.amax(-1, keepdim=True)) / temperature
-    if top_p is not None:
-        cooled = keep_top_p(cooled, top_p)
-    return cooled.softmax(-1)
-
-
-def keep_top_k(logits: Logits, k: int) -> Logits:
-    """All but the k highest of each row set to -inf; of equals at the border, all stay."""
-    if k >= logits.shape[-1]:
-        return logits
-    least = logits.topk(k, -1).values[:, -1:]
-    return logits.masked_fill(logits < least, -torch.inf)
-
-
-def keep_top_p(logits: Logits, p: float) -> Logits:
-    """All but the fewest highest whose probabilities reach p set to -inf; the highest always stays."""
-    if p >= 1:
-        return logits
-    sorted_logits, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-    probabilities = sorted_logits.softmax(-1)
-    # A token is left out when those before it already reach p.
-    out = probabilities.cumsum(-1) - probabilities >= p
-    out[:, 0] = False
-    return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
-
-
 def counts(
     tokens: Int[Tensor, "batch pos"], d_vocab: int, mask: Bool[Tensor, "batch prompt_pos"] | None = None
 ) -> Int[Tensor, "batch d_vocab"]:
@@ -167,12 +119,7 @@ def check_settings(max_new_tokens: int, temperature: float | int, top_k: int | N
     """
     if max_new_tokens < 0:
         raise LabError(f"max_new_tokens={max_new_tokens}; expected 0 or more.")
-    if not 0 <= temperature < float("inf"):
-        raise LabError(f"temperature={temperature}; expected a number of at least 0 (0: always the likeliest token).")
-    if top_k is not None and top_k < 1:
-        raise LabError(f"top_k={top_k}; expected at least 1, or None for the whole vocabulary.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise LabError(f"top_p={top_p}; expected a probability above 0 and up to 1, or None.")
+    Sampling(temperature, top_k, top_p)
 
 
 def check_prompt(
@@ -224,7 +171,8 @@ def _text(model: GPT, row: Int[Tensor, "pos"], real: Bool[Tensor, "prompt_pos"],
     return model.tokenizer.decode(ids[1:] if ids[0] == model.tokenizer.bos_token_id else ids)
 
 
-def _generator(device: torch.device, seed: int | None) -> torch.Generator:
+def random_source(device: torch.device, seed: int | None) -> torch.Generator:
+    """What tokens are drawn with; None draws anew each time."""
     source = torch.Generator(device)
     if seed is None:
         source.seed()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ from torch import Tensor, nn
 
 from interp.errors import LabError
 from interp.hook_point import HookPoint
-from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
 from models.attention import at_positions
-from models.block import Block
+from models.block import make_block
 from models.config import TransformerConfig
 from models.embedding import Embed, Unembed
 from models.initialisation import initialise
+from models.inputs import check_ids, check_returned, layers_between, mask_input, stream_input, token_input
+from models.lab_model import LabModel
 from models.loss import LogitsAndLoss, next_token_loss
-from models.norm import make_norm
+from models.norm import make_final_norm
 from models.positions import LearnedPositions, SinusoidalPositions
 from models.text import Input, TextMethods
 from models.tokenizers import Tokenizer
@@ -30,16 +30,13 @@ from models.visibility import mask_and_positions, views_of
 from models.weights import StackedWeights
 
 
-class GPT(StackedWeights, TextMethods, HookedModule):
+class GPT(StackedWeights, TextMethods, LabModel):
     """tokens -> embedding (+ positions) -> blocks -> norm -> logits, with a hook point on every step.
 
     cfg: the shape. tokenizer: for text input; without one the model takes ids. device, dtype: of the weights.
     Fresh weights are drawn as GPT-2's (Radford et al. 2019, §2.3), from `cfg.seed` when it is set.
     There is no dropout, so training and evaluation mode compute the same; a new model is in evaluation mode.
-    revision: the version of loaded weights, when it is known.
     """
-
-    revision: str | None = None
 
     def __init__(
         self,
@@ -56,8 +53,8 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             learned = cfg.positional_embedding_type == "learned"
             self.pos_embed = LearnedPositions(cfg) if learned else SinusoidalPositions(cfg)
             self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-        self.ln_final = make_norm(cfg)
+        self.blocks = nn.ModuleList(make_block(cfg, layer) for layer in range(cfg.n_layers))
+        self.ln_final = make_final_norm(cfg)
         self.unembed = Unembed(cfg, self.embed.W_E if cfg.tie_embeddings else None)
         self.setup()
         initialise(self, cfg)
@@ -92,22 +89,21 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         residual stream.
 
         Raises:
-            LabError: ids out of range, no or too many positions, a mask of another shape, an unknown return_type.
+            LabError: ids out of range, no or too many positions, a mask of another shape or one that hides a whole row,
+                an unknown return_type.
         """
-        if return_type not in ("logits", "loss", "both", None):
-            raise LabError(f"return_type={return_type!r}; expected 'logits', 'loss', 'both' or None.")
-        if finish is not None and return_type in ("loss", "both"):
-            raise LabError("a loss needs every position; give no finish= with it.")
-        mask = None if attention_mask is None else attention_mask.to(self.device, torch.bool)
+        check_returned(return_type, finish)
+        resumes = start_at_layer is not None or past_kv_cache is not None
+        mask = mask_input(self, attention_mask, resumes)
         if start_at_layer is not None:
-            given = self._stream_input(input)
+            given = stream_input(input, self._cfg.d_model)
         elif isinstance(input, Tensor):
-            given = tokens = self._token_input(input)
+            given = tokens = token_input(self, input)
         else:
-            given, mask = self._text_input(input, prepend_bos, padding_side, mask)
+            given, mask = self.text_input(input, prepend_bos, padding_side, mask)
             tokens = given
         real, positions = mask_and_positions(self, given.shape[:2], mask, past_kv_cache)
-        first, stop = self._layers(start_at_layer, stop_at_layer)
+        first, stop = layers_between(start_at_layer, stop_at_layer, self._cfg.n_layers)
         views = views_of(self, real, positions, past_kv_cache, range(first, stop))
 
         resid = self.embedding(given, positions) if start_at_layer is None else given
@@ -133,7 +129,7 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         try:
             embed = self.hook_embed(self.embed(tokens))
         except IndexError:
-            self._check_ids(tokens)
+            check_ids(tokens, self._cfg.d_vocab)
             raise
         if not hasattr(self, "pos_embed"):
             return embed
@@ -196,16 +192,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
             weights[name.replace(".attn._", ".attn.")] = repeated
         return weights
 
-    def save(self, directory: str | Path) -> Path:
-        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
-
-        Raises:
-            LabError: the directory cannot be written to, or holds another model.
-        """
-        from models.pretrained.native import save
-
-        return save(self, directory)
-
     def export(self, directory: str | Path) -> Path:
         """Write a directory that transformers loads with the same logits.
 
@@ -215,66 +201,6 @@ class GPT(StackedWeights, TextMethods, HookedModule):
         from models.pretrained.export import to_huggingface
 
         return to_huggingface(self, directory)
-
-    @property
-    def cfg(self) -> TransformerConfig:
-        """The config, with the current device and dtype."""
-        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
-            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
-        return self._cfg
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed.W_E.dtype
-
-    def _text_input(
-        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
-        return tokens, mask if mask is not None else None if bool(real.all()) else real
-
-    def _stream_input(self, resid: Any) -> Tensor:
-        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self._cfg.d_model:
-            what = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
-            raise LabError(
-                f"start_at_layer was given {what}; expected a residual stream [batch pos {self._cfg.d_model}]."
-            )
-        return resid
-
-    def _token_input(self, tokens: Tensor) -> Tensor:
-        """The ids as [batch pos] on the model's device."""
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
-            raise LabError(
-                f"the input has shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected token ids [batch pos], "
-                "at least one; a residual stream needs start_at_layer."
-            )
-        # An id out of range raises in the embedding on a CPU, but on a GPU it ends the process's use of the device.
-        if tokens.is_cuda and not self.training and not torch.compiler.is_compiling():
-            self._check_ids(tokens)
-        return tokens.to(self.device)
-
-    def _check_ids(self, tokens: Tensor) -> None:
-        lowest, highest = (int(end) for end in tokens.aminmax())
-        if lowest < 0 or highest >= self._cfg.d_vocab:
-            raise LabError(
-                f"token ids run from {lowest} to {highest}; "
-                f"expected 0 to {self._cfg.d_vocab - 1} (d_vocab={self._cfg.d_vocab})."
-            )
-
-    def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
-        n_layers = self._cfg.n_layers
-        first, last = start or 0, n_layers if stop is None else stop
-        first, last = (n + n_layers if n < 0 else n for n in (first, last))
-        if not 0 <= first <= last <= n_layers:
-            raise LabError(
-                f"start_at_layer={start}, stop_at_layer={stop}; expected 0 <= start <= stop <= {n_layers} (n_layers)."
-            )
-        return first, last
 
     def _returned(
         self,

@@ -82,6 +82,11 @@ class GatedMLP(MLP):
         return self.gate.weight.T
 
 
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that a config calls by this name."""
+    return _FUNCTIONS[name]
+
+
 def make_mlp(cfg: TransformerConfig) -> MLP:
     """The MLP that `cfg.gated_mlp` names."""
     return GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)

@@ -128,8 +128,14 @@ def make_norm(cfg: TransformerConfig) -> Norm:
     return LayerNorm(cfg, folded) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg, folded=folded)
 
 
+def make_final_norm(cfg: TransformerConfig) -> Norm:
+    """The norm before the unembedding; none where the stream leaves the last block normalised."""
+    return NoNorm() if cfg.norm_places == "stream" else make_norm(cfg)
+
+
 def make_post_norm(cfg: TransformerConfig) -> Norm:
-    """The norm of what is written to the stream, which has its gain always: nothing follows that would take it."""
+    """The norm of what is written to the stream, or of the stream itself, which has its gain always: nothing follows
+    that would take it."""
     if cfg.normalization_type is None:
         return NoNorm()
     return LayerNorm(cfg) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg)

@@ -42,8 +42,12 @@ class SinusoidalPositions(nn.Module):
 
 
 def sinusoids(positions: Int[Tensor, "*axes"], d_model: int) -> Float[Tensor, "*axes d_model"]:
-    """sin and cos of position / 10000^(2i / d_model), interleaved: wavelengths from 2π to 10000 · 2π."""
-    pairs = torch.arange(0, d_model, 2, device=positions.device)
+    """sin and cos of position / 10000^(2i / d_model), interleaved: wavelengths from 2π to 10000 · 2π.
+
+    In float64 where the device has it, whatever the model's dtype.
+    """
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    pairs = torch.arange(0, d_model, 2, device=positions.device, dtype=wide)
     angles = positions[..., None] / 10000.0 ** (pairs / d_model)
     return rearrange([angles.sin(), angles.cos()], "two ... pair -> ... (pair two)")[..., :d_model]
 

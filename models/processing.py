@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from interp.errors import LabError
 from interp.factored_matrix import FactoredMatrix
+from interp.shares import norms_the_stream
 from models.config import TransformerConfig
 from models.embedding import Unembed
 from models.norm import LayerNorm, Norm, RMSNorm
@@ -85,7 +86,7 @@ def fold_norms(model: GPT) -> None:
     queries and keys, are no linear map's input and keep their gains. A model that is folded already stays as it is.
 
     Raises:
-        LabError: the model has no norms.
+        LabError: the model has no norms, or they stand on the stream.
     """
     _refuse(_against_folding(model.cfg))
     _untie(model)
@@ -177,6 +178,8 @@ def refactor_attention(model: GPT) -> None:
 
 
 def _against_folding(cfg: TransformerConfig) -> str:
+    if norms_the_stream(cfg):
+        return "norms stand on the stream, which goes on with their gains"
     return "there are no norms to fold" if cfg.normalization_type is None else ""
 
 
@@ -288,7 +291,7 @@ def _restate(model: GPT, normalization_type: str | None = None) -> None:
     )
     for module in model.modules():
         if isinstance(vars(module).get("cfg"), TransformerConfig):
-            module.cfg = model._cfg  # type: ignore[assignment]
+            module.cfg = model._cfg
 
 
 def _share_biases(linears: list[nn.Linear]) -> bool:

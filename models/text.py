@@ -80,6 +80,21 @@ class TextMethods:
         device = self.device if move_to_device else None
         return tokens.to(device), mask.to(device)
 
+    def text_input(
+        self,
+        texts: str | list[str],
+        prepend_bos: bool | None,
+        padding_side: str | None,
+        mask: Bool[Tensor, "batch pos"] | None,
+    ) -> tuple[Tokens, Bool[Tensor, "batch pos"] | None]:
+        """The whole of some texts as ids, and which are real unless the caller says so; None for all.
+
+        Raises:
+            LabError: as `to_tokens`.
+        """
+        tokens, real = self.to_tokens_and_mask(texts, prepend_bos, padding_side, truncate=False)
+        return tokens, mask if mask is not None else None if bool(real.all()) else real
+
     def to_string(self, tokens: Any) -> str | list[str]:
         """The text of one row of ids; for a batch, a list of texts."""
         ids = torch.as_tensor(tokens)

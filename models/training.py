@@ -29,7 +29,22 @@ from models.optimization import TrainingConfig, lr_at, make_optimizer
 __all__ = ["TrainingConfig", "train"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Loss = Callable[[Callable[..., Tensor], Batch], Float[Tensor, ""]]
 Record = dict[str, Any]
+
+
+def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats over the targets that count."""
+    targets = batch.with_targets().targets
+    assert targets is not None
+    return cross_entropy(batch.logits(model), targets)
+
+
+def cross_entropy(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    """Mean over the counted targets, in float32 at least; logits are read where they lie, not copied."""
+    flat = rearrange(logits, "batch pos vocab -> (batch pos) vocab")
+    wide = flat.float() if flat.itemsize < 4 else flat
+    return F.cross_entropy(wide, rearrange(targets, "batch pos -> (batch pos)"), ignore_index=UNCOUNTED)
 
 
 def train(
@@ -40,6 +55,7 @@ def train(
     evaluate: Evaluate | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: bool = True,
+    loss: Loss = batch_loss,
 ) -> list[Record]:
     """Train `model` in place, on the device where it is, and return the log.
 
@@ -48,7 +64,7 @@ def train(
 
     folder: where log and checkpoints go; the run resumes from what is there. evaluate: measures the model before
     the first step, every `eval_every` steps and at the end. identity: what else makes this run this run (the data's
-    description), for a folder to refuse another.
+    description), for a folder to refuse another. loss: what is minimised, a function of model and batch.
 
     Raises:
         LabError: before the start: empty data, ids out of range, a folder with another run; later: a loss that
@@ -75,8 +91,8 @@ def train(
             for part in range(config.accumulate):
                 batch = batch_of(batches, step * config.accumulate + part, *shape).to(device)
                 with _autocast(device, config):
-                    loss = batch_loss(forward, batch)
-                scaler.scale(loss / config.accumulate).backward()
+                    value = loss(forward, batch)
+                scaler.scale(value / config.accumulate).backward()
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
             scaler.step(optimizer)
@@ -85,28 +101,12 @@ def train(
             step += 1
 
             if _due(config.log_every, step, config.steps):
-                show(step, recorder.measured(step, loss, lr, norm))
+                show(step, recorder.measured(step, value, lr, norm))
             recorder.evaluate_and_keep(step)
             if run is not None and config.save_every and _due(config.save_every, step, config.steps):
-                finite(loss, step, lr)
+                finite(value, step, lr)
                 run.save(model, _state(optimizer, scaler, device), step, frozenset(config.keep_steps))
     return recorder.log
-
-
-def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats over the targets that count."""
-    padding = {} if batch.mask is None else {"attention_mask": batch.mask}
-    logits = model(batch.tokens, **padding)
-    targets = batch.with_targets().targets
-    assert targets is not None
-    return cross_entropy(logits, targets)
-
-
-def cross_entropy(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Mean over the counted targets, in float32 at least; logits are read where they lie, not copied."""
-    flat = rearrange(logits, "batch pos vocab -> (batch pos) vocab")
-    wide = flat.float() if flat.itemsize < 4 else flat
-    return F.cross_entropy(wide, rearrange(targets, "batch pos -> (batch pos)"), ignore_index=UNCOUNTED)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ View = tuple[Bool[Tensor, "#batch 1 pos k_pos"] | None, Float[Tensor, "#batch po
 
 
 def mask_and_positions(
-    model: GPT, shape: tuple[int, ...], mask: Bool[Tensor, "_ _"] | None, past: KeyValueCache | None
+    model: Any, shape: tuple[int, ...], mask: Bool[Tensor, "_ _"] | None, past: KeyValueCache | None
 ) -> tuple[Bool[Tensor, "batch k_pos"] | None, Int[Tensor, "#batch pos"]]:
     """Which of all positions are real (None: all of them), and the positions of the new tokens.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.errors import LabError, choose
 from interp.factored_matrix import FactoredMatrix, composition_scores
-from interp.shares import norms_what_is_written
+from interp.shares import check_stream_is_a_sum, norms_what_is_written
 
 
 class StackedWeights:
@@ -118,8 +118,10 @@ class StackedWeights:
         """The sum of the output biases written before block `layer` (with mlp_input: before its MLP).
 
         Raises:
-            LabError: norms after attention and MLPs, where what biases add differs from place to place.
+            LabError: norms after attention and MLPs, where what biases add differs from place to place, or
+                on the stream.
         """
+        check_stream_is_a_sum(self)
         attention = [block.attn.b_O for block in self.blocks[: layer + mlp_input]]
         mlps = [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases and hasattr(block, "mlp")]
         total = sum([*attention, *mlps], torch.zeros_like(self.W_U[:, 0]))

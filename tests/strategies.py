@@ -21,10 +21,11 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 @st.composite
-def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
+def configs(draw: st.DrawFn, summed: bool = False, **fixed: Any) -> TransformerConfig:
     """A small config: every kind of position, norm and MLP, shared heads, biases; `fixed` entries are kept.
 
-    One in three also has what only some families have (see `rare`), except what the fixed entries rule out.
+    summed: the stream is the sum of what is written to it, so that no norms stand on it. One in three also has what
+    only some families have (see `rare`), except what the fixed entries rule out.
     """
     n_heads = draw(st.sampled_from([2, 4]))
     positions = draw(st.sampled_from(["learned", "rotary", "sinusoidal", "none"]))
@@ -51,22 +52,26 @@ def configs(draw: st.DrawFn, **fixed: Any) -> TransformerConfig:
     }
     drawn |= fixed
     if draw(st.sampled_from([False, False, True])):
-        drawn = draw(rare(drawn)) | drawn
+        drawn = draw(rare(drawn, summed)) | drawn
     return TransformerConfig(**drawn)
 
 
-# A cap on the logits leaves components no share of them.
-ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None}
+# A cap on the logits, or norms on the stream, leave components no share of them.
+SUMMED: dict[str, Any] = {"summed": True}
+ADDITIVE: dict[str, Any] = {"output_logits_soft_cap": None, **SUMMED}
 
 
 @st.composite
-def rare(draw: st.DrawFn, drawn: dict[str, Any]) -> dict[str, Any]:
-    """Layers with a window, post-norms, caps, scales and the variants of rotary positions, for a config as drawn."""
+def rare(draw: st.DrawFn, drawn: dict[str, Any], summed: bool) -> dict[str, Any]:
+    """Layers with a window, norms in other places, caps, scales, kinds of rotary positions, for a config as drawn."""
+    places = ["pre", "post", "both"]
+    if not summed and not drawn["parallel_attn_mlp"]:
+        places.append("stream")
     entries: dict[str, Any] = {
         "attn_scale": draw(st.sampled_from([None, 1.5])),
         "attn_scores_soft_cap": draw(st.sampled_from([None, 2.0])),
         "output_logits_soft_cap": draw(st.sampled_from([None, 3.0])),
-        "norm_places": draw(st.sampled_from(["pre", "post", "both"])),
+        "norm_places": draw(st.sampled_from(places)),
         "norm_gain_offset": draw(st.sampled_from([0.0, 1.0])) if drawn["normalization_type"] == "RMS" else 0.0,
         "embed_scale": draw(st.sampled_from([None, 3.0])),
         "attn_out_bias": draw(st.sampled_from([None, True, False])),
@@ -90,9 +95,9 @@ def rare_rotary(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose every parameter, gains and biases included, is random and of order one."""
-    model = GPT(cfg, dtype=dtype)
+def random_model(cfg: TransformerConfig, seed: int = 0, dtype: torch.dtype = torch.float64, kind: Any = GPT) -> Any:
+    """A model whose every parameter, gains and biases included, is random and of order one. kind: its class."""
+    model = kind(cfg, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ import click
 
 from analyses.command_line.circuits import circuit
 from analyses.command_line.comparing import compare
+from analyses.command_line.embedding import embeddings
 from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
 from analyses.command_line.options import (
     RESULT_FILES,
@@ -29,6 +30,7 @@ from analyses.command_line.options import (
 )
 from analyses.command_line.steering import steer
 from analyses.command_line.tracing import trace
+from analyses.command_line.writing import sampling
 
 
 def _components() -> tuple[str, ...]:
@@ -227,4 +229,4 @@ def heads(
     deliver(output, found.to_dict(), scores_view(found, top), found)
 
 
-COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, steer, compare)
+COMMANDS = (lens, patch, trace, ablate, attribute, heads, circuit, embeddings, steer, sampling, compare)

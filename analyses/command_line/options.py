@@ -30,21 +30,42 @@ RESULT_FILES = (".html", ".safetensors", ".csv", ".json")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is to run."""
+    """Which model, and how it is to run. source, target: what one side of an encoder-decoder is given, to look at the
+    other.
+
+    Raises:
+        click.UsageError: at construction: both sides are given.
+    """
 
     model: str
     device: str | None
     dtype: str | None
     revision: str | None
     backend: str | None = "native"
+    source: str | None = None
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is not None and self.target is not None:
+            raise misuse("--source shows the decoder and --target the encoder; expected one of them.")
 
     def load(self) -> Any:
-        """The model, by the loader that the program brought (see `analyses.cli`).
+        """The model, by the loader that the program brought (see `analyses.cli`), or the side of it that was chosen.
 
         Raises:
-            LabError: there is no such model, it cannot be read, or the device is not there.
+            LabError: there is no such model, it cannot be read, or the device is not there; it has no such side.
         """
-        return click.get_current_context().obj.load(self)
+        model = click.get_current_context().obj.load(self)
+        given = self.target if self.source is None else self.source
+        if given is None:
+            return model
+        option, view = ("--target", "encoder_given") if self.source is None else ("--source", "decoder_given")
+        if not hasattr(model, view):
+            raise LabError(
+                f"{option} goes with an encoder-decoder, whose two sides are looked at one by one; {self.model!r} is "
+                "none.  Try --model dates, or leave it out."
+            )
+        return getattr(model, view)(_given(model, given))
 
     def steps(self) -> list[str]:
         """The revisions that are earlier checkpoints of the model's training, the first one first.
@@ -176,6 +197,20 @@ class OnePrompt:
         return token
 
 
+@dataclass(frozen=True)
+class TextOrPrompt(OnePrompt):
+    """One prompt, which may also stand by itself, without --prompt."""
+
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.prompt is not None:
+            raise misuse("the text is given twice, by itself and with --prompt; expected one of them.")
+        if self.text is not None:
+            object.__setattr__(self, "prompt", self.text)
+        super().__post_init__()
+
+
 def with_task(result: Any, prompts: Any) -> Any:
     """The result, its provenance telling which task its prompts were drawn from.
 
@@ -205,6 +240,13 @@ def check_text(model: Any) -> None:
             f"the model {model.cfg.model_name!r} has no tokenizer, so it takes no text; "
             "give token ids, as in --ids --prompt '3 1 2'."
         )
+
+
+def _given(model: Any, text: str) -> Any:
+    """A source or target as the model takes it: text, or a row of ids where there is no tokenizer."""
+    import torch
+
+    return text if getattr(model, "tokenizer", None) is not None else torch.tensor(token_ids(text), dtype=torch.long)
 
 
 def axis_names(text: str) -> list[str]:
@@ -253,6 +295,10 @@ _MODEL = (
 _BACKEND = _option(
     "--backend", type=BACKEND, help="native or transformer-lens.  [default: native where the lab has the code]"
 )
+_SIDES = (
+    _option("--source", metavar="TEXT", help="Of an encoder-decoder: look at its decoder, given this source."),
+    _option("--target", metavar="TEXT", help="Of an encoder-decoder: look at its encoder, given the target so far."),
+)
 _PAIRS = (
     task_option,
     n_option,
@@ -290,11 +336,12 @@ def bundle(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[C
     return decorate
 
 
-model_options = bundle(ModelChoice, "chosen", *_MODEL, _BACKEND)
+model_options = bundle(ModelChoice, "chosen", *_MODEL, _BACKEND, *_SIDES)
 compared_model_options = bundle(ModelChoice, "chosen", click.argument("model", metavar="A"), *_MODEL[1:], _BACKEND)
 native_model_options = bundle(ModelChoice, "chosen", *_MODEL)
 pairs_options = bundle(Pairs, "prompts", *_PAIRS)
 prompt_options = bundle(OnePrompt, "prompt", *_ONE_PROMPT)
+text_options = bundle(TextOrPrompt, "prompt", click.argument("text", required=False), *_ONE_PROMPT)
 json_option = bundle(Output, "output", _JSON)
 
 

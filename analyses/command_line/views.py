@@ -30,9 +30,10 @@ SPREAD = "interquartile range"
 
 
 def lens_view(model: Any, found: LensResult, layer: int | None, answer: int | None, k: int) -> View:
-    """The likeliest tokens after each layer at the last position, or at each position after one layer."""
+    """The likeliest tokens after each layer at the last position (an encoder's: the mask), or at each after one."""
     rows, axis = (found.logits.shape[0], "layer") if layer is None else (found.logits.shape[1], "pos")
-    where: Any = (slice(None), -1) if layer is None else layer + 1
+    last = _read_at(model, found)
+    where: Any = (slice(None), last) if layer is None else layer + 1
     ids = found.top_tokens(min(k, found.logits.shape[-1]))[where]
     names, probs = token_texts(model, ids), np.take_along_axis(found.probabilities()[where], ids, -1)
     columns = [axis, *(f"top {i + 1}" for i in range(ids.shape[-1])), "entropy", "kl to final"]
@@ -46,9 +47,14 @@ def lens_view(model: Any, found: LensResult, layer: int | None, answer: int | No
         columns += ["rank of answer", "its probability"]
         for i, (rank, p) in enumerate(zip(found.rank(answer)[where], found.probability(answer)[where], strict=True)):
             cells[i] += [int(rank), f"{p:.4f}"]
-    last = found.logits.shape[1] - 1
     place = f"position {last} ({token(found.labels['pos'][last])!r})" if layer is None else f"layer {layer}"
     return [f"logit lens at {place}: {found.shows}", table(columns, cells)]
+
+
+def _read_at(model: Any, found: LensResult) -> int:
+    """The position of interest: an encoder's only mask token, or else the last."""
+    masked = np.flatnonzero(found.tokens == getattr(model.tokenizer, "mask_token_id", None))
+    return int(masked[0]) if len(masked) == 1 else found.logits.shape[1] - 1
 
 
 def lens_document(model: Any, found: LensResult, answer: int | None, k: int) -> dict[str, Any]:
@@ -232,17 +238,15 @@ def hooks_view(rows: Sequence[dict[str, Any]]) -> View:
 
 def _size(cfg: Any, axis: str) -> int | str:
     """The size of an axis, or its name where it depends on the input."""
-    heads = cfg.n_heads
-    sizes = {
-        "d_model": cfg.d_model,
-        "d_head": cfg.d_head,
-        "d_mlp": cfg.d_mlp,
+    heads = getattr(cfg, "n_heads", None)
+    sizes = {name: getattr(cfg, name, None) for name in ("d_model", "d_head", "d_mlp", "d_hidden")} | {
         "d_vocab": getattr(cfg, "d_vocab_out", None) or cfg.d_vocab,
         "head": heads,
         "kv_head": getattr(cfg, "n_key_value_heads", None) or heads,
         "one": 1,
     }
-    return sizes.get(axis, axis)
+    size = sizes.get(axis)
+    return axis if size is None else size
 
 
 def _mean_of(n: int) -> str:
@@ -276,9 +280,9 @@ def zoo_view(entries: Sequence[dict[str, Any]]) -> View:
         *summaries,
         "",
         "--model also takes a directory that model.save wrote or that Hugging Face transformers reads (GPT-2,",
-        "GPT-NeoX, GPT-J, OPT, Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, StarCoder 2, StableLM), or the id of one on",
-        "the Hugging Face hub, such as gpt2. Other architectures load through TransformerLens, and a warning says so;",
-        "--backend transformer-lens loads any model that way.",
+        "GPT-NeoX, GPT-J, OPT, Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, StarCoder 2, StableLM; BERT, RoBERTa,",
+        "DistilBERT; T5, BART), or the id of one on the Hugging Face hub, such as gpt2. Other architectures load",
+        "through TransformerLens, and a warning says so; --backend transformer-lens loads any model that way.",
     ]
 
 

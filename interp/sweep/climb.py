@@ -27,7 +27,7 @@ from interp.metrics import AnyMetric
 from interp.sites import hook_name
 from interp.sweep.base import BaseRun, measure, pick
 from interp.sweep.schedule import Climb
-from interp.sweep.survey import EMBEDDING, ENTRY, FINISH, KNOWN, WHOLE, Row, step_of
+from interp.sweep.survey import EMBEDDING, FINISH, KNOWN, WHOLE, Row, entries, step_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run_climb(base: BaseRun, rows: Sequence[Row], climb: Climb, metric: AnyMetri
     """The metric of every item of a climb, on the model's device."""
     model, n_layers, start = base.model, base.model.cfg.n_layers, climb.start
     parts = list(parts_of(climb.row, climb.prompt, climb.step))
-    edits = edits_by_step(rows, parts, n_layers)
+    edits = edits_by_step(model, rows, parts)
     prompts = torch.from_numpy(climb.prompt).to(model.device)
     joined = np.searchsorted(climb.step, np.arange(EMBEDDING, n_layers + 1), side="right")
     wanted = None if climb.ending == WHOLE else metric.positions(base.pairs)
@@ -66,7 +66,7 @@ def run_climb(base: BaseRun, rows: Sequence[Row], climb: Climb, metric: AnyMetri
         if now > before:
             newcomers = base.stream(step)[prompts[before:now], start:]
             stream = torch.cat([stream, newcomers]) if before else newcomers
-        for kind in ENTRY:
+        for kind in entries(model.cfg):
             for part, edit in edits[step]:
                 if edit.site.kind == kind:
                     edit.write(stream, part.rows, base.window(part.prompts, start))
@@ -155,16 +155,17 @@ def parts_of(
 
 def _inside(base: BaseRun, edits: PartEdits, start: int, first: int = 0) -> list[tuple[str, Callable[..., Any]]]:
     """The hooks of the edits inside a layer. Activations begin at position `start` and at row `first` of the batch."""
-    inside = [(part.shifted(first), edit) for part, edit in edits if edit.site.kind not in ENTRY]
+    between = entries(base.model.cfg)
+    inside = [(part.shifted(first), edit) for part, edit in edits if edit.site.kind not in between]
     return hooks_of(inside, lambda part: base.window(part.prompts, start))
 
 
-def edits_by_step(rows: Sequence[Row], parts: Sequence[Part], n_layers: int) -> dict[int, PartEdits]:
+def edits_by_step(model: Any, rows: Sequence[Row], parts: Sequence[Part]) -> dict[int, PartEdits]:
     """What each part edits in each layer from the one at which it joins; before that it changes nothing."""
     found: dict[int, PartEdits] = defaultdict(list)
     for part in parts:
         for edit in rows[part.row]:
-            step = step_of(edit.site, n_layers)
+            step = step_of(model.cfg, edit.site)
             if step >= part.step:
                 found[step].append((part, edit))
     return found

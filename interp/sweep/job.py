@@ -81,7 +81,7 @@ class Job:
     def names(self) -> set[str]:
         """The activations that the base run keeps: the edited ones, and what rows know where they join."""
         edited = {edit.site.hook_name for row in self.rows for edit in row}
-        table = known_table(self.rows, self.model.cfg.n_layers)
+        table = known_table(self.model.cfg, self.rows)
         joins = [(layer, KNOWN[known]) for layer, column in enumerate(table.T[:-1]) for known in np.unique(column)]
         return edited | {hook_name(kind, layer) for layer, kinds in joins for kind in kinds}
 
@@ -122,7 +122,7 @@ class Job:
         if self.way == BATCHED:
             needed = item_bytes(costs, 0, WHOLE, self.read)
         else:
-            endings = {ending_of(row, costs.n_layers, self.metric) for row in self.rows} | {FINISH}
+            endings = {ending_of(self.model.cfg, row, self.metric) for row in self.rows} | {FINISH}
             needed = costs.base + max(item_bytes(costs, 0, ending, self.read) for ending in endings)
         if needed > self.budget:
             raise LabError(

@@ -112,6 +112,7 @@ def identity_of(job: Job) -> dict[str, str]:
     """What makes this sweep this sweep, as hashes by name. Of a custom metric or edit only the name is known."""
     pairs = job.pairs
     tensors = [pairs.clean, pairs.corrupted, pairs.mask, pairs.right, pairs.wrong]
+    tensors += [] if pairs.at is None else [pairs.at]
     reference = [job.metric.reference] if isinstance(job.metric, Divergence) else []
     rows = hashlib.sha256()
     for row in job.rows:

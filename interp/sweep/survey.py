@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +22,18 @@ from torch import Tensor
 from interp.edits import Edit
 from interp.metrics import AnyMetric, CustomMetric
 from interp.sites import POSITION_AXES, Site
+from interp.stream_points import after_layers
 from interp.sweep.base import BaseRun
 
 Row = Sequence[Edit]
 EMBEDDING = -1
-ENTRY = ("resid_post", "resid_pre")
-"""Sites that are the stream between two layers, in the order in which a run passes them: edited without a layer."""
+EMBEDDINGS = ("embed", "pos_embed", "token_type_embed", "embed_ln.scale", "embed_ln.normalized", "full_embed")
 AFTER_ATTENTION = {
     *("attn_out", "resid_mid", "mlp_in", "ln2.scale", "ln2.normalized"),
     *("mlp_pre", "mlp_pre_linear", "mlp_post", "ln2_post.scale", "ln2_post.normalized", "mlp_out"),
 }
+NORMS_AFTER = {"ln1.scale", "ln1.normalized", "resid_post"}
+"""What comes after attention, beside those, where norms stand on the stream."""
 IN_ATTENTION = {
     *("q", "k", "v", "q_norm.scale", "q_norm.normalized", "k_norm.scale", "k_norm.normalized", "rot_q", "rot_k"),
     *("attn_scores", "pattern", "z", "result", "ln1_post.scale", "ln1_post.normalized"),
@@ -45,14 +48,19 @@ FINISH, LATE, WHOLE = range(3)
 all are unembedded."""
 
 
-def step_of(site: Site, n_layers: int) -> int:
+def entries(cfg: Any) -> tuple[str, str]:
+    """The kinds that are the stream between layers, in the order in which a run passes them: edited without a layer."""
+    return after_layers(cfg), "resid_pre"
+
+
+def step_of(cfg: Any, site: Site) -> int:
     """The layer that an edit belongs to: one before the first for embeddings, one after the last for what follows it.
 
     The stream after a layer is the stream before the next.
     """
     if site.layer is None:
-        return EMBEDDING if site.kind in ("embed", "pos_embed") else n_layers
-    return site.layer + (site.kind == "resid_post")
+        return EMBEDDING if site.kind in EMBEDDINGS else cfg.n_layers
+    return site.layer + (site.kind == after_layers(cfg))
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Survey:
         """Try every row's edits on the base run."""
         n_layers, n_pos = base.model.cfg.n_layers, base.pairs.clean.shape[1]
         firsts = _first_changes(base, [edit for row in rows for edit in row])
-        steps = np.array([step_of(edit.site, n_layers) for row in rows for edit in row], dtype=np.int64)
+        steps = np.array([step_of(base.model.cfg, edit.site) for row in rows for edit in row], dtype=np.int64)
         bounds = np.cumsum([0, *(len(row) for row in rows)])
 
         start = np.full((len(rows), len(base.pairs)), n_pos)
@@ -90,10 +98,10 @@ class Survey:
             if not _can_resume(base, row):
                 start[number] = np.where(start[number] < n_pos, 0, n_pos)
         row_number, prompt = np.nonzero(start <= last_read(base, metric))
-        ending = np.array([ending_of(row, n_layers, metric) for row in rows], dtype=np.int64)
+        ending = np.array([ending_of(base.model.cfg, row, metric) for row in rows], dtype=np.int64)
         company = np.array([company_of(number, row) for number, row in enumerate(rows)], dtype=np.int64)
         at = (row_number, prompt)
-        known = known_table(rows, n_layers)[row_number, step[at]]
+        known = known_table(base.model.cfg, rows)[row_number, step[at]]
         return cls(row_number, prompt, step[at], start[at], ending[row_number], company[row_number], known)
 
 
@@ -152,25 +160,28 @@ def _causal(base: BaseRun) -> bool:
     return base.model.cfg.attention_dir == "causal"
 
 
-def ending_of(row: Row, n_layers: int, metric: AnyMetric) -> int:
+def ending_of(cfg: Any, row: Row, metric: AnyMetric) -> int:
     """FINISH, LATE or WHOLE."""
+    n_layers, between = cfg.n_layers, entries(cfg)
     if isinstance(metric, CustomMetric):
         return WHOLE
-    steps = {(step_of(edit.site, n_layers), edit.site.kind in ENTRY) for edit in row}
+    steps = {(step_of(cfg, edit.site), edit.site.kind in between) for edit in row}
     if (n_layers, False) in steps:
         return WHOLE
     return LATE if (n_layers - 1, False) in steps or (n_layers, True) in steps else FINISH
 
 
-def known_table(rows: Sequence[Row], n_layers: int) -> Int[np.ndarray, "row step"]:
+def known_table(cfg: Any, rows: Sequence[Row]) -> Int[np.ndarray, "row step"]:
     """For each row and each layer at which it might join, what it knows there: an index of KNOWN."""
-    table = np.zeros((len(rows), n_layers + 2), dtype=np.int64)  # the last is for EMBEDDING, which is -1
+    deepest = max([cfg.n_layers, *(step_of(cfg, edit.site) for row in rows for edit in row)])
+    table = np.zeros((len(rows), deepest + 2), dtype=np.int64)  # the last is for EMBEDDING, which is -1
+    after = AFTER_ATTENTION if after_layers(cfg) == "resid_post" else AFTER_ATTENTION | NORMS_AFTER
     for number, row in enumerate(rows):
         kinds: dict[int, set[str]] = defaultdict(set)
         for edit in row:
-            kinds[step_of(edit.site, n_layers)].add(edit.site.kind)
+            kinds[step_of(cfg, edit.site)].add(edit.site.kind)
         for step, here in kinds.items():
-            table[number, step] = 2 if here <= AFTER_ATTENTION else 1 if here <= AFTER_ATTENTION | IN_ATTENTION else 0
+            table[number, step] = 2 if here <= after else 1 if here <= after | IN_ATTENTION else 0
     return table
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from interp.errors import LabError
+from interp.prompt_text import unknown_token
 
 T = TypeVar("T", bound=Hashable)
 
 
 def token_after(model: Any, before: str, word: str) -> int | None:
-    """The one token that `word` adds when it follows `before`, or None when it adds another number of tokens."""
+    """The one token that `word` adds when it follows `before`, or None when it adds another number, or is unknown."""
     start, both = _ids(model, before), _ids(model, before + word)
-    return both[-1] if both[:-1] == start else None
+    return both[-1] if both[:-1] == start and both[-1] != unknown_token(model) else None
 
 
 def single_tokens(model: Any, words: Iterable[str], task: str, at_least: int = 2) -> dict[str, int]:
@@ -35,7 +36,7 @@ def too_few(task: str, at_least: int, dropped: Sequence[str]) -> LabError:
     shown = ", ".join(repr(f" {word}") for word in dropped[:8]) + (", ..." if len(dropped) > 8 else "")
     return LabError(
         f"task {task!r} needs at least {at_least} of its words as single tokens; this model's tokenizer splits "
-        f"{shown}.  Try another model or task, or PromptPairs.from_text with words of its own."
+        f"or lacks {shown}.  Try another model or task, or PromptPairs.from_text with words of its own."
     )
 
 

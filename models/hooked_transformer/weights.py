@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from interp.errors import LabError
+from interp.shares import norms_the_stream
 from models.config import TransformerConfig
 from models.hooked_transformer.fields import config_of_hooked
 
@@ -146,7 +147,13 @@ def unmatched(stored: Collection[str], cfg: TransformerConfig) -> tuple[list[str
 
 
 def places(cfg: TransformerConfig) -> Iterator[Place]:
-    """Every weight of a HookedTransformer of this config."""
+    """Every weight of a HookedTransformer of this config.
+
+    Raises:
+        LabError: norms stand on the stream, which HookedTransformer does not have.
+    """
+    if norms_the_stream(cfg):
+        raise LabError("norms stand on the stream (norm_places='stream'), and a HookedTransformer has none there.")
     yield Place("embed.W_E", "embed.W_E", ("vocab model", "vocab model"), times=cfg.embed_scale or 1.0)
     if cfg.positional_embedding_type == "learned":
         yield Place("pos_embed.W_pos", "pos_embed.W_pos", ("ctx model", "ctx model"))

@@ -22,14 +22,14 @@ from models.devices import available, dtype_of
 from models.gpt import GPT
 from models.pretrained import hooked, huggingface, native
 from models.pretrained.family import UnsupportedError
-from models.pretrained.places import Checkpoint, locate, zoo_names
+from models.pretrained.places import Checkpoint, locate, locate_tokenizer, zoo_names
 from models.pretrained.tensors import read_json
 from models.tokenizers import NoTokenizerError, Tokenizer
 
 if TYPE_CHECKING:
     from models.bridge import Bridge
 
-__all__ = ["BACKENDS", "load", "zoo_names"]
+__all__ = ["BACKENDS", "load", "load_tokenizer", "zoo_names"]
 
 BACKENDS = ("native", "transformer-lens")
 Device = torch.device | str | None
@@ -65,7 +65,8 @@ def load(
 ) -> Any:
     """A trained model: a directory, a model of the zoo, or a Hugging Face hub id.
 
-    backend: "native" gives the lab's own `GPT`, "transformer-lens" a `models.bridge.Bridge` of the same weights.
+    backend: "native" gives the lab's own `GPT` or `EncoderDecoder`, "transformer-lens" a `models.bridge.Bridge` of the
+    same weights.
     By default native for the zoo, the lab's own directories and `huggingface.FAMILIES`; what the lab has no code for
     becomes a `Bridge`, and a warning says so and why.
     device: by default the CPU. dtype: by default the checkpoint's own. revision: a branch, tag or commit of the hub,
@@ -94,7 +95,20 @@ def load(
         return _bridged_instead(problem, checkpoint, place, precision)
 
 
-def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> GPT:
+def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Tokenizer:
+    """A tokenizer without its model: of a directory, a model of the zoo, or a hub id, such as "gpt2" for GPT-2's.
+
+    Of the hub only the tokenizer's files are downloaded, and nothing where they are on this machine.
+
+    Raises:
+        UnknownModelError: no such model; near misses are named.
+        NoTokenizerError: it has no tokenizer that the lab reads.
+        LabError: its files are corrupt, or the hub does not give them.
+    """
+    return Tokenizer.from_dir(locate_tokenizer(name_or_path, revision))
+
+
+def _native(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Any:
     config = read_json(checkpoint.directory / "config.json")
     read = native.read if native.is_native(config) else hooked.read if hooked.is_hooked(config) else huggingface.read
     model = read(checkpoint, config, _tokenizer(checkpoint.directory), device, dtype)

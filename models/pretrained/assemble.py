@@ -1,4 +1,4 @@
-"""From stored tensors to a `GPT`, with one copy of the weights.
+"""From stored tensors to a model, with one copy of the weights.
 
 The model is built without storage (torch's meta device); every tensor is then read, cast, transposed and moved in
 one copy, a piece at a time, so beside the model no more than a piece is in memory. Names and shapes are compared
@@ -16,22 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import LabError
-from models.config import TransformerConfig
-from models.gpt import GPT
+from models.architectures import architecture
 from models.pretrained.family import Entry
 from models.pretrained.tensors import StoredTensors
 from models.tokenizers import Tokenizer
 
 
-def hollow(cfg: TransformerConfig, tokenizer: Tokenizer | None) -> GPT:
-    """A model whose parameters have shapes but no storage.
+def hollow(cfg: Any, tokenizer: Tokenizer | None, kind: str = "gpt") -> Any:
+    """A model whose parameters have shapes but no storage. kind: its architecture (see `models.architectures`).
 
     Raises:
         LabError: the sizes are beyond what a tensor can have.
     """
     try:
         with torch.device("meta"):
-            return GPT(replace(cfg, device=None), tokenizer)
+            return architecture(kind).model_class(replace(cfg, device=None), tokenizer)
     except (RuntimeError, OverflowError) as error:
         raise LabError(f"config.json asks for sizes that no tensor has: {str(error).partition(chr(10))[0]}.") from error
 
@@ -50,8 +49,8 @@ def check_depth(n_layers: Any, stored: StoredTensors) -> None:
 
 
 def fill(
-    model: GPT, entries: Sequence[Entry], stored: StoredTensors, ignored: str, device: torch.device, dtype: torch.dtype
-) -> GPT:
+    model: Any, entries: Sequence[Entry], stored: StoredTensors, ignored: str, device: torch.device, dtype: torch.dtype
+) -> Any:
     """Give the hollow `model` the stored weights.
 
     entries: which stored tensor holds which parameters. ignored: a regular expression for stored tensors to leave.
@@ -66,7 +65,7 @@ def fill(
         _copy(entry, stored, parts)
         for name, part in zip(entry.parameters, parts, strict=True):
             _place(model, name, part)
-    if model._cfg.tie_embeddings:
+    if getattr(model._cfg, "tie_embeddings", False):
         model.unembed.weight = model.embed.W_E
     return model
 
@@ -87,12 +86,14 @@ def _copy(entry: Entry, stored: StoredTensors, parts: Sequence[Tensor]) -> None:
 
 
 def _pieces(entry: Entry, stored: StoredTensors) -> Iterator[tuple[int, Tensor]]:
+    if entry.leading_axis:
+        return iter([(0, stored.read(entry.stored)[0])])
     if entry.arrange is None:
         return stored.pieces(entry.stored)
     return iter([(0, entry.arrange(stored.read(entry.stored)))])
 
 
-def check(model: GPT, entries: Sequence[Entry], stored: StoredTensors, ignored: str) -> None:
+def check(model: nn.Module, entries: Sequence[Entry], stored: StoredTensors, ignored: str) -> None:
     """Compare names and shapes of what is stored with what the config asks for.
 
     Raises:
@@ -115,13 +116,14 @@ def check(model: GPT, entries: Sequence[Entry], stored: StoredTensors, ignored: 
             )
 
 
-def _stored_shape(model: GPT, entry: Entry) -> tuple[int, ...]:
+def _stored_shape(model: nn.Module, entry: Entry) -> tuple[int, ...]:
     shapes = [tuple(model.get_parameter(name).shape) for name in entry.parameters]
     whole = (entry.rows_from + sum(shape[0] for shape in shapes), *shapes[0][1:])
-    return whole[::-1] if entry.transposed else whole
+    whole = whole[::-1] if entry.transposed else whole
+    return (1, *whole) if entry.leading_axis else whole
 
 
-def _place(model: GPT, name: str, tensor: Tensor) -> None:
+def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
 

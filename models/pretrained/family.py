@@ -28,13 +28,14 @@ How to add one in an hour (StarCoder 2, StableLM and Gemma came in by these step
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from interp.errors import LabError
 from models.config import TransformerConfig
+from models.pretrained.tensors import StoredTensors
 
 TRY_THE_BRIDGE = 'try backend="transformer-lens", which runs the Hugging Face implementation.'
 
@@ -66,7 +67,7 @@ _FEATURES = (
     "attn_scores_soft_cap", "output_logits_soft_cap", "norm_places", "norm_gain_offset", "embed_scale",
     "attn_out_bias",
 )  # fmt: skip
-_PLAIN = {field.name: field.default for field in fields(TransformerConfig) if field.name in _FEATURES}
+_PLAIN = {each.name: each.default for each in fields(TransformerConfig) if each.name in _FEATURES}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Entry:
     """One stored tensor and the parameters that it holds, one after the other along its output axis.
 
     transposed: stored as [in, out], where the lab's Linear layout is [out, in]. rows_from: the first row that is
-    used. arrange: puts the rows of [out, ...] in the order of the parameters.
+    used. arrange: puts the rows of [out, ...] in the order of the parameters. leading_axis: stored as [1, ...].
     Two entries may name the same stored tensor.
     """
 
@@ -83,6 +84,7 @@ class Entry:
     transposed: bool = False
     rows_from: int = 0
     arrange: Callable[[Tensor], Tensor] | None = None
+    leading_axis: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Family:
     stored tensors that hold no weights.
     read_config: config.json to our config. entries: the table, without prefix for tensors that start with `head`.
     write_config: our config to config.json, for families that models are exported to. head: the unembedding's name.
+    outside: other tensors whose names have no prefix. kind: what is built, a name of `models.architectures`.
+    with_tensors: the config with what the stored tensors alone say of it. older: endings of names, and what they were
+    in earlier checkpoints.
     """
 
     name: str
@@ -104,10 +109,14 @@ class Family:
     prefix: str
     ignored: str
     fixed: Mapping[str, Any]
-    read_config: Callable[[Mapping[str, Any]], TransformerConfig]
-    entries: Callable[[TransformerConfig], list[Entry]]
+    read_config: Callable[[Mapping[str, Any]], Any]
+    entries: Callable[[Any], list[Entry]]
     write_config: Callable[[TransformerConfig], dict[str, Any]] | None = None
     head: str = "lm_head"
+    outside: tuple[str, ...] = ()
+    kind: str = "gpt"
+    with_tensors: Callable[[Any, StoredTensors], Any] | None = None
+    older: Mapping[str, str] = field(default_factory=dict)
 
     def obstacles(self, cfg: TransformerConfig) -> list[str]:
         """What in a config of ours this family cannot express."""
@@ -120,10 +129,20 @@ class Family:
             differing.append(f"d_vocab_out={cfg.d_vocab_out} (must be d_vocab={cfg.d_vocab})")
         return differing
 
+    def as_stored(self, entry: Entry, stored: StoredTensors) -> Entry:
+        """The entry with the older name of its tensor, where the checkpoint has that."""
+        for new, old in self.older.items():
+            name = entry.stored.removesuffix(new) + old
+            if entry.stored.endswith(new) and entry.stored not in stored and name in stored:
+                return replace(entry, stored=name)
+        return entry
+
     def prefixed(self, cfg: TransformerConfig, prefix: str) -> list[Entry]:
         """The table with the names as a checkpoint has them."""
         return [
-            entry if entry.stored.startswith(self.head) else replace(entry, stored=prefix + entry.stored)
+            entry
+            if entry.stored.startswith((self.head, *self.outside))
+            else replace(entry, stored=prefix + entry.stored)
             for entry in self.entries(cfg)
         ]
 
@@ -150,6 +169,20 @@ def require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         if config.get(name, value) != value:
             raise UnsupportedError(
                 f"config.json has {name}={config[name]!r}; the lab's own code computes only {name}={value!r}."
+            )
+
+
+def check_shared_embedding(stored: StoredTensors) -> None:
+    """Refuse an encoder-decoder whose two sides have embeddings of their own (a copy of the shared one is none).
+
+    Raises:
+        UnsupportedError: naming the tensor.
+    """
+    shared = next((name for name in stored if name.endswith("shared.weight")), None)
+    for name in stored:
+        if shared is not None and name.endswith("embed_tokens.weight") and not stored.same(shared, name):
+            raise UnsupportedError(
+                f"{name!r} differs from {shared!r} in {str(stored.label)!r}; expected one embedding."
             )
 
 

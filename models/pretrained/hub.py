@@ -24,12 +24,26 @@ def fetch(name: str, revision: str | None) -> Path:
         NotOnHubError: no such repository, or no way to the hub; the message is the end of a sentence.
         LabError: the repository is there but gated, without this revision, or gives no files.
     """
-    from huggingface_hub import errors
+    directory = _download(name, revision, _SAFETENSORS)
+    return directory if any(directory.glob("model*.safetensors")) else _download(name, revision, _BIN)
 
+
+def fetch_tokenizer(name: str, revision: str | None) -> Path:
+    """As `fetch`, without the weights.
+
+    Raises:
+        LabError: as there.
+    """
+    return _download(name, revision, [])
+
+
+def _download(name: str, revision: str | None, weights: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    # "*/*": what lies deeper is other formats and code
+    patterns = [*_CONFIG_AND_TOKENIZER, *weights]
     try:
-        directory = _download(name, revision, _SAFETENSORS)
-        if not any(directory.glob("model*.safetensors")):
-            directory = _download(name, revision, _BIN)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except errors.GatedRepoError as error:
         raise LabError(
             f"{name!r} is gated on the Hugging Face hub: ask for access at {_endpoint()}/{name}, then make this "
@@ -48,15 +62,6 @@ def fetch(name: str, revision: str | None) -> Path:
         raise NotOnHubError("it cannot be an id on the Hugging Face hub, which reads owner/name") from error
     except (errors.HTTPError, OSError) as error:
         raise _unreachable(name, error) from error
-    return directory
-
-
-def _download(name: str, revision: str | None, weights: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # "*/*": what lies deeper is other formats and code
-    patterns = [*_CONFIG_AND_TOKENIZER, *weights]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
 
 
 def _unreachable(name: str, error: Exception) -> LabError:

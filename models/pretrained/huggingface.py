@@ -10,8 +10,9 @@ import torch
 
 from interp.errors import LabError, did_you_mean
 from models.config import DTYPES, TransformerConfig
-from models.gpt import GPT
 from models.pretrained.assemble import check_depth, fill, hollow
+from models.pretrained.bart import BART
+from models.pretrained.bert import BERT, DISTILBERT, ROBERTA
 from models.pretrained.family import Family, UnsupportedError
 from models.pretrained.gemma import GEMMA, GEMMA2, GEMMA3
 from models.pretrained.gpt2 import GPT2
@@ -25,10 +26,15 @@ from models.pretrained.places import Checkpoint
 from models.pretrained.qwen import QWEN2, QWEN3
 from models.pretrained.stablelm import STABLELM
 from models.pretrained.starcoder2 import STARCODER2
+from models.pretrained.t5 import T5
 from models.pretrained.tensors import StoredTensors, open_tensors, read_json
 from models.tokenizers import Tokenizer
 
-FAMILIES = (GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM)
+FAMILIES = (
+    *(GPT2, NEOX, GPTJ, OPT, LLAMA, PHI3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, STARCODER2, STABLELM),
+    *(BERT, ROBERTA, DISTILBERT),
+    *(T5, BART),
+)
 
 _OTHER_HEADS = (
     "ForMaskedLM",
@@ -65,7 +71,7 @@ def read(
     tokenizer: Tokenizer | None,
     device: torch.device,
     dtype: torch.dtype | None,
-) -> GPT:
+) -> Any:
     """The model of a Hugging Face directory, in the lab's own code.
 
     dtype: by default the checkpoint's own.
@@ -79,12 +85,14 @@ def read(
     stored = open_tensors(checkpoint.directory)
     check_depth(_n_layers(config), stored)
     cfg = replace(_read_config(family, config), model_name=checkpoint.name)
+    cfg = cfg if family.with_tensors is None else family.with_tensors(cfg, stored)
     dtype = dtype or dtype_of(config, stored)
     prefix = family.prefix if any(each.startswith(family.prefix) for each in stored) else ""
-    entries, head = family.prefixed(cfg, prefix), f"{family.head}.weight"
+    entries = [family.as_stored(entry, stored) for entry in family.prefixed(cfg, prefix)]
+    head = f"{family.head}.weight"
     ignored = f"{family.ignored}|{head}" if cfg.tie_embeddings else family.ignored
     _check_tie(cfg, entries[0].stored, head, stored)
-    return fill(hollow(cfg, tokenizer), entries, stored, ignored, device, dtype)
+    return fill(hollow(cfg, tokenizer, family.kind), entries, stored, ignored, device, dtype)
 
 
 def _read_config(family: Family, config: Mapping[str, Any]) -> TransformerConfig:
@@ -127,7 +135,8 @@ def check_layers(checkpoint: Checkpoint) -> None:
 
 
 def _n_layers(config: Mapping[str, Any]) -> Any:
-    return config.get("num_hidden_layers", config.get("n_layer", config.get("n_layers")))
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+    return next((config[name] for name in names if name in config), None)
 
 
 def check_head(config: Mapping[str, Any]) -> None:
@@ -152,16 +161,8 @@ def _check_tie(cfg: TransformerConfig, embedding: str, head: str, stored: Stored
     """A tied model may store its embedding twice, but not two different ones."""
     if not cfg.tie_embeddings or head not in stored or embedding not in stored:
         return
-    if not _same(stored, embedding, head):
+    if not stored.same(embedding, head):
         raise LabError(
             f"config.json ties the embeddings, but {embedding!r} and {head!r} differ in "
             f"{str(stored.label)!r}; set tie_word_embeddings to false in config.json to use both."
         )
-
-
-def _same(stored: StoredTensors, one: str, other: str) -> bool:
-    a, b = stored.entries[one], stored.entries[other]
-    if not a.shape or (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    pairs = zip(stored.pieces(one), stored.pieces(other), strict=True)
-    return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)

@@ -1,8 +1,9 @@
 """The lab's own directories: config.json, model.safetensors, tokenizer files.
 
-config.json holds `TransformerConfig.to_dict()` beside `format` and `format_version`; the tensors have the names of
-the model's parameters. A directory may also hold `checkpoints/step_000400.safetensors` and the like, the weights at
-other moments of the training, which `revision="step-400"` picks.
+config.json holds the config's `to_dict()` beside `format`, `format_version` and, but for a GPT, the name of the
+`architecture`; the tensors have the names of the model's parameters. A directory may also hold
+`checkpoints/step_000400.safetensors` and the like, the weights at other moments of the training, which
+`revision="step-400"` picks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from interp.errors import LabError
-from models.config import TransformerConfig
-from models.gpt import GPT
+from models.architectures import architecture, architecture_of
 from models.pretrained.assemble import check_depth, fill, hollow
 from models.pretrained.family import Entry
 from models.pretrained.folders import replace_folder
@@ -33,8 +33,8 @@ def is_native(config: Mapping[str, Any]) -> bool:
     return config.get("format") == FORMAT
 
 
-def read_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """The config of a native directory.
+def read_config(config: Mapping[str, Any]) -> Any:
+    """The config of a native directory, of the class that goes with its architecture.
 
     Raises:
         LabError: it was written by a later version of the lab, or is not a valid config.
@@ -44,7 +44,13 @@ def read_config(config: Mapping[str, Any]) -> TransformerConfig:
             f"config.json has format_version={config.get('format_version')!r}, this version of the lab reads "
             f"{FORMAT_VERSION}; update the lab."
         )
-    return TransformerConfig.from_dict({k: v for k, v in config.items() if k not in ("format", "format_version")})
+    known = architecture(_kind(config))
+    about = ("format", "format_version", "architecture")
+    return known.config_class.from_dict({name: value for name, value in config.items() if name not in about})
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return str(config.get("architecture", "gpt"))
 
 
 def read(
@@ -53,7 +59,7 @@ def read(
     tokenizer: Tokenizer | None,
     device: torch.device,
     dtype: torch.dtype | None,
-) -> GPT:
+) -> Any:
     """The model that `save` wrote, or an earlier checkpoint of it.
 
     Raises:
@@ -62,8 +68,8 @@ def read(
     directory, step = checkpoint.directory, checkpoint.step
     stored = open_tensors(directory) if step is None else open_file(weights_at(directory, step))
     cfg = read_config(config)
-    check_depth(cfg.n_layers, stored)
-    model = hollow(cfg, tokenizer)
+    check_depth(getattr(cfg, "n_layers", None), stored)
+    model = hollow(cfg, tokenizer, _kind(config))
     entries = [Entry(name, (name,)) for name, _ in model.named_parameters()]
     return fill(model, entries, stored, "(?!)", device, dtype or cfg.dtype)
 
@@ -88,7 +94,7 @@ def steps_of(directory: Path) -> dict[str, Path]:
     return {f"step-{step}": steps[step] for step in sorted(steps)}
 
 
-def save(model: GPT, directory: str | Path) -> Path:
+def save(model: Any, directory: str | Path) -> Path:
     """Write a directory that `load` turns into the same model, bit for bit.
 
     An earlier model of the lab in the same place is replaced; other files there stay.
@@ -96,7 +102,9 @@ def save(model: GPT, directory: str | Path) -> Path:
     Raises:
         LabError: the place cannot be written to, or holds a model of another format. Nothing was changed then.
     """
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **model.cfg.to_dict()}
+    kind = architecture_of(model)
+    named = {} if kind == "gpt" else {"architecture": kind}  # an earlier version of the lab reads a GPT
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **named, **model.cfg.to_dict()}
     with replace_folder(directory, is_native) as folder:
         tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,32 @@ def locate(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
     return _from_hub(name, revision)
 
 
-def _from_hub(name: str, revision: str | None) -> Checkpoint:
+def locate_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """The directory of the tokenizer that a name or a path means; of the hub, downloaded without the weights.
+
+    Raises:
+        UnknownModelError: nothing there, as `locate`.
+        LabError: a repository that is gated or lacks the revision.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name.strip() and path.is_dir():
+        return path
+    if name in zoo_names():
+        return ZOO / name
+    return _asked(name, revision, hub.fetch_tokenizer)
+
+
+def _asked(name: str, revision: str | None, fetch: Callable[[str, str | None], Path]) -> Path:
     try:
-        directory = hub.fetch(name, revision)
+        return fetch(name, revision)
     except hub.NotOnHubError as error:
         raise UnknownModelError(
             f"no model {name!r}: no such directory, not in the zoo, and {error}.{_from_the_zoo(name)}"
         ) from error
+
+
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
+    directory = _asked(name, revision, hub.fetch)
     if not (directory / "config.json").is_file():
         raise LabError(f"the Hugging Face repository {name!r} has no config.json, so it holds no whole model.")
     return Checkpoint(directory, name, revision or directory.name)

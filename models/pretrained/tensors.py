@@ -79,6 +79,14 @@ class StoredTensors:
         for first in range(0, rows, step):
             yield first, self._rows(name, slice(first, first + step))
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are equal, read piece by piece."""
+        a, b = self.entries[one], self.entries[other]
+        if not a.shape or (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        pairs = zip(self.pieces(one), self.pieces(other), strict=True)
+        return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)
+
     def _rows(self, name: str, rows: slice) -> Tensor:
         self._check(name)
         file = self.entries[name].file

@@ -39,7 +39,7 @@ def card(recipe: Recipe, model: GPT, training: TrainingConfig, log: Sequence[Map
         f"| | |\n|---|---|\n{rows}",
         _course(log),
         recipe.notes.strip(),
-        f"Made by `interp train {recipe.name}`; the recipe is `recipe.toml`.",
+        f"Made by `interp train {recipe.name if recipe.ships else 'recipe.toml'}`; the recipe is `recipe.toml`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

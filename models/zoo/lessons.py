@@ -9,7 +9,7 @@ from typing import Any
 from interp.errors import choose
 from models.batches import Batches
 from models.tokenizers import Tokenizer
-from models.training import Evaluate
+from models.training import Evaluate, Loss, batch_loss
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class Lesson:
     """One source of batches, ready for training.
 
     batches: what is trained on. measure: numbers by name, on data that is never trained on.
-    tokenizer: of the trained model, or None.
+    tokenizer: of the trained model, or None. loss: what is minimised.
     """
 
     batches: Batches
     measure: Evaluate | None = None
     tokenizer: Tokenizer | None = None
+    loss: Loss = batch_loss
 
 
 def checked(kind: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:

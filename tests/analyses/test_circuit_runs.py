@@ -22,7 +22,7 @@ from interp.graph import Graph
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import VOCAB, saved
 from tests.pairs import pairs, random_pairs
-from tests.strategies import models, random_model
+from tests.strategies import SUMMED, models, random_model
 
 TOLERANCE = 1e-10
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -96,7 +96,7 @@ def plain_run(model: GPT, prompts: PromptPairs, kept: set[str], ablated: dict[st
 
 @pytest.mark.usefixtures("unchecked")  # for speed: many tiny forwards; other tests check annotations
 @settings(max_examples=10)
-@given(models(), pairs(max_pos=4, max_prompts=2), st.sampled_from(VALUES), st.integers(0, 99))
+@given(models(**SUMMED), pairs(max_pos=4, max_prompts=2), st.sampled_from(VALUES), st.integers(0, 99))
 def test_a_circuits_run_is_that_of_its_edges_one_by_one(model: GPT, pairs: PromptPairs, value: str, seed: int) -> None:
     """On any architecture, padding on either side."""
     graph = Graph.of(model)
@@ -125,7 +125,7 @@ def reference(model: GPT, pairs: PromptPairs, value: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("unchecked")
-@given(models(), pairs(), st.sampled_from(VALUES))
+@given(models(**SUMMED), pairs(), st.sampled_from(VALUES))
 def test_every_edge_is_the_clean_run_and_none_the_ablated_one(model: GPT, pairs: PromptPairs, value: str) -> None:
     runs = CircuitRuns.of(model, pairs, value=value)
     every, none = runs.scores(np.stack([np.ones(runs.graph.shape, bool), np.zeros(runs.graph.shape, bool)]))
@@ -139,7 +139,7 @@ def test_every_edge_is_the_clean_run_and_none_the_ablated_one(model: GPT, pairs:
 
 @pytest.mark.usefixtures("unchecked")
 @settings(max_examples=8)
-@given(models(n_layers=2), pairs(max_pos=4, max_prompts=2))
+@given(models(n_layers=2, **SUMMED), pairs(max_pos=4, max_prompts=2))
 def test_all_but_one_edge_is_that_edge_patched(model: GPT, pairs: PromptPairs) -> None:
     graph = Graph.of(model)
     chosen = np.arange(0, len(graph), 7)

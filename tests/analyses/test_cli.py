@@ -23,7 +23,8 @@ from interp import tasks
 from models import load
 from tests.analyses.tiny_models import ROOT, interp
 
-COMMANDS = "demo report lens patch trace attribute heads steer compare models hooks generate train".split()
+COMMANDS = "demo report lens patch trace attribute heads embeddings steer sampling compare".split()
+COMMANDS += "models hooks generate train".split()
 
 
 def document(*arguments: str | Path) -> dict:

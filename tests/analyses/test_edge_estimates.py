@@ -25,7 +25,7 @@ from interp.results import Result
 from models import GPT, TransformerConfig, load
 from tests.hooked_edges import Hooked
 from tests.pairs import pairs, random_pairs
-from tests.strategies import halve_matrices, models, random_model
+from tests.strategies import SUMMED, halve_matrices, models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -75,7 +75,7 @@ def scores(result: EdgeAttributionResult) -> np.ndarray:
 
 @pytest.mark.usefixtures("unchecked")  # for speed; other tests check annotations
 @given(
-    models(),
+    models(**SUMMED),
     pairs(max_pos=4, max_prompts=2),
     st.sampled_from(["noise", "denoise"]),
     st.sampled_from(["logit_diff", "log_prob", "cross_entropy"]),
@@ -96,7 +96,7 @@ def test_scores_are_the_derivatives_of_the_definition(
 
 @pytest.mark.usefixtures("unchecked")
 @settings(max_examples=6)
-@given(models(n_layers=2, d_mlp=3), st.integers(0, 99), st.booleans())
+@given(models(n_layers=2, d_mlp=3, **SUMMED), st.integers(0, 99), st.booleans())
 def test_scores_at_one_position_or_of_one_neuron_are_the_derivatives(model: GPT, seed: int, neurons: bool) -> None:
     pairs = random_pairs(seed, (3, 3))
     graph = Graph.of(model, neurons=neurons and not model.cfg.attn_only, n_pos=3)

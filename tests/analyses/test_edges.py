@@ -26,7 +26,7 @@ from models import GPT, TransformerConfig, load
 from tests.checkpoints import VOCAB, saved
 from tests.hooked_edges import Hooked
 from tests.pairs import pairs, random_pairs
-from tests.strategies import models, random_model
+from tests.strategies import ADDITIVE, SUMMED, models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -48,7 +48,7 @@ def zeros_are_warned_of() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unchecked")  # for speed: hundreds of tiny forwards; other tests check annotations
 @given(
-    models(),
+    models(**SUMMED),
     pairs(max_pos=4, max_prompts=2),
     st.sampled_from(["noise", "denoise"]),
     st.sampled_from(["logit_diff", "log_prob", "cross_entropy"]),
@@ -62,7 +62,7 @@ def test_every_edges_effect_is_the_definitions(model: GPT, pairs: PromptPairs, d
 
 @pytest.mark.usefixtures("unchecked")
 @settings(max_examples=6)
-@given(models(n_layers=1, d_mlp=4), st.integers(0, 99), st.booleans())
+@given(models(n_layers=1, d_mlp=4, **SUMMED), st.integers(0, 99), st.booleans())
 def test_every_edges_effect_at_one_position_or_of_one_neuron_is_the_definitions(
     model: GPT, seed: int, neurons: bool
 ) -> None:
@@ -111,7 +111,7 @@ def test_edges_are_paths_with_nothing_in_between() -> None:
     np.testing.assert_allclose(ours, paths.values[0], atol=TOLERANCE)
 
 
-@given(models(normalization_type=None, attn_only=True, n_layers=1, output_logits_soft_cap=None), pairs())
+@given(models(normalization_type=None, attn_only=True, n_layers=1, **ADDITIVE), pairs())
 def test_without_norms_edges_into_the_logits_add_up_to_the_whole_difference(model: GPT, pairs: PromptPairs) -> None:
     result = edge_patching(model, pairs, normalize=False)
     into = result.graph.of_receiver(len(result.graph.receivers) - 1)

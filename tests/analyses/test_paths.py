@@ -25,7 +25,7 @@ from interp.stream_points import written_at
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs
-from tests.strategies import ADDITIVE, SEEDS, models, random_model
+from tests.strategies import ADDITIVE, SEEDS, SUMMED, models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -139,7 +139,7 @@ def assert_three_passes(result: PathPatchingResult, expected: torch.Tensor) -> N
 
 @pytest.mark.usefixtures("unchecked")  # for speed: hundreds of tiny forwards; other tests check annotations
 @given(
-    models(),
+    models(**SUMMED),
     pairs(max_pos=5),
     SEEDS,
     st.sampled_from(["noise", "denoise"]),
@@ -302,7 +302,7 @@ def test_one_is_the_whole_way_to_the_other_run(direction: str) -> None:
     np.testing.assert_allclose(result.values, 1.0, atol=TOLERANCE)
 
 
-@given(models(), pairs(), st.floats(1, 9), st.booleans())
+@given(models(**SUMMED), pairs(), st.floats(1, 9), st.booleans())
 def test_the_budget_changes_nothing(model: GPT, pairs: PromptPairs, times: float, freeze_mlps: bool) -> None:
     receivers = ["logits", Site("q", model.cfg.n_layers - 1), Site("v", 0)]
     whole = path_patching(model, pairs, receivers, freeze_mlps=freeze_mlps, normalize=False)

@@ -6,6 +6,7 @@ that forgets one of them is off by far more than the tolerance of 1e-9 (rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from interp import ActivationCache
 from interp.errors import LabError
+from interp.stream_points import after_layers
 from models import GPT, TransformerConfig
 from models.tokenizers import characters
 from tests.strategies import ADDITIVE, configs, models, random_model, token_batches
@@ -67,7 +69,7 @@ def layers(draw: st.DrawFn, model: GPT) -> int:
 
 
 class TestSums:
-    @given(models(), token_batches(), POSITIONS, st.data())
+    @given(models(**ADDITIVE), token_batches(), POSITIONS, st.data())
     def test_what_layers_wrote_sums_to_the_stream(self, model: GPT, tokens: Tensor, pos: Any, data: Any) -> None:
         _, cache = cached(model, tokens)
         layer = data.draw(layers(model))
@@ -155,7 +157,7 @@ class TestAccumulated:
         )
         for row, label in zip(rows, labels, strict=True):
             layer, kind = label.split("_")
-            stream = cache["resid_post", -1] if layer == "final" else cache[f"resid_{kind}", int(layer)]
+            stream = cache[after_layers(model.cfg), -1] if layer == "final" else cache[f"resid_{kind}", int(layer)]
             assert torch.equal(row, take(stream, pos))
 
     @given(models(output_logits_soft_cap=None), token_batches(), POSITIONS)
@@ -357,6 +359,40 @@ def test_a_step_that_the_lab_does_not_know_leaves_parts_without_shares() -> None
     model.unaccounted = {"logits": "the logits are scaled"}
     with pytest.raises(LabError, match="the logits are scaled"):
         cache.logit_attrs(cache.decompose_resid(), 3)
+
+
+@given(models(norm_places="stream", parallel_attn_mlp=False, normalization_type="LN"), token_batches())
+def test_where_norms_stand_on_the_stream_it_is_no_sum_and_parts_are_refused(model: GPT, tokens: Tensor) -> None:
+    _, cache = cached(model, tokens)
+    refused: list[Callable[[], Any]] = [
+        cache.decompose_resid,
+        cache.stack_head_results,
+        cache.get_full_resid_decomposition,
+        cache.output_biases,
+        lambda: model.accumulated_bias(1),
+        lambda: cache.logit_attrs(cache.accumulated_resid(), 1),
+    ]
+    for ask in refused:
+        with pytest.raises(LabError, match=r"a norm stands on the stream .* activation_patching|caps its logits"):
+            ask()
+
+
+@given(
+    st.sampled_from(["LN", "RMS", None]).flatmap(
+        lambda norm: models(norm_places="stream", normalization_type=norm, parallel_attn_mlp=False, attn_only=False)
+    ),
+    token_batches(),
+)
+def test_where_norms_stand_on_the_stream_it_is_read_as_it_stands(model: GPT, tokens: Tensor) -> None:
+    """By attention and the unembedding as the layer before left it, by an MLP through its layer's first norm."""
+    logits, cache = cached(model, tokens)
+    rows = cache.accumulated_resid(apply_ln=True)
+    close(model.unembed(rows[-1]), logits)
+    assert torch.equal(rows[1], cache["normalized_resid_post", 0])
+    last = model.cfg.n_layers - 1
+    mlp_in = cache.accumulated_resid(last, mlp_input=True, apply_ln=True)[-1]
+    bias = getattr(model.blocks[last].ln1, "b", None)
+    close(model.blocks[last].mlp(mlp_in if bias is None else mlp_in + bias), cache["mlp_out", last])
 
 
 def test_shares_of_capped_logits_are_refused() -> None:

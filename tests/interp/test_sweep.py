@@ -85,6 +85,22 @@ def test_a_sweep_is_the_naive_loop(
     assert_same(found.base, naive(model, pairs, [[]], metrics.get(metric))[0], TOLERANCES[dtype])
 
 
+@given(
+    TWO_WAY.flatmap(lambda way: configs(attention_dir=way, norm_places="stream", parallel_attn_mlp=False)),
+    *(pairs(), SEEDS, METRICS, APART),
+)
+def test_a_sweep_is_the_naive_loop_where_norms_stand_on_the_stream(
+    cfg: TransformerConfig, pairs: PromptPairs, seed: int, name: str, apart: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """The stream between layers is the normalised one there; the sums before the norms are edited inside a layer."""
+    model = random_model(cfg, seed)
+    rows, metric = Dice(model, pairs, seed).rows(4), metric_named(name, model, pairs)
+    with apart():
+        found = sweep.run(model, pairs, rows, metric)
+    assert found.way == "resumed"
+    assert_same(found.values, naive(model, pairs, rows, metrics.get(metric)))
+
+
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_mlp": 12, "d_vocab": 11, "n_ctx": 8}
 CONFIG = TransformerConfig(**SIZES, model_name="small")
 
@@ -100,7 +116,8 @@ def test_every_layer_and_position_of_every_kind_of_site_is_the_naive_loops(kind:
     rotary = TransformerConfig(**SIZES, positional_embedding_type="rotary", normalization_type="RMS", gated_mlp=True)
     normed = replace(rotary, norm_places="both", qk_norm="width", gated_mlp=False)
     layers = range(2) if KINDS[kind].per_layer else [None]
-    nets = (model(), random_model(rotary, 3), random_model(normed, 3))
+    on_stream = replace(CONFIG, norm_places="stream")
+    nets = (model(), random_model(rotary, 3), random_model(normed, 3), random_model(on_stream, 3))
     net = next(net for net in nets if Site(kind, layers[0]).hook_name in net.hook_dict)
     prompts = random_pairs(4, (4, 2), "right")
     source = cached(net, prompts)

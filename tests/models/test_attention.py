@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import TransformerConfig
+from interp.kv_cache import LayerCache
+from models import GPT, TransformerConfig
 from models.attention import attention_scores, causal_mask, fused_attention, mix_values, padding_mask
 from models.mlp import gelu_new
 from models.norm import make_norm
@@ -61,6 +62,52 @@ def test_scores_pattern_and_values_follow_the_definition(
         torch.testing.assert_close(pattern[row], expected_pattern, **EXACT)
         torch.testing.assert_close(z[row], expected_z, **EXACT)
         torch.testing.assert_close(fused[row], expected_z, **EXACT)
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(0, 3), st.booleans(), st.sampled_from([1, 4]))
+def test_a_bias_is_added_to_the_scores_before_the_softmax(
+    seed: int, n_queries: int, before: int, causal: bool, own: int
+) -> None:
+    n_keys = n_queries + before
+    q, k, v = (draw(2, n, 4, 6, seed=seed + i) for i, n in enumerate((n_queries, n_keys, n_keys)))
+    bias = draw(1, own, n_queries, n_keys, seed=seed + 3)
+    mask = causal_mask(n_queries, n_keys, q.device) if causal else None
+    pattern = attention_scores(q, k, mask, bias=bias).softmax(-1)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(6) + bias
+    weights = weights if mask is None else weights.masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(pattern, weights.softmax(-1), **EXACT)
+    z = torch.einsum("bhqk,bkhd->bqhd", weights.softmax(-1), v)
+    torch.testing.assert_close(fused_attention(q, k, v, mask, False, bias=bias), z, **EXACT)
+    torch.testing.assert_close(mix_values(pattern, v), z, **EXACT)
+
+
+@given(SEEDS, st.sampled_from(["causal", "bidirectional"]), st.integers(0, 2), st.booleans(), st.data())
+def test_a_bias_goes_through_the_module_fused_explicit_and_for_some_queries(
+    seed: int, direction: str, before: int, padded: bool, data: Any
+) -> None:
+    cfg = TransformerConfig(
+        n_layers=1, n_heads=2, d_model=8, d_vocab=5, n_ctx=8, attention_dir=direction, dtype=torch.float64
+    )
+    attention, n_new = GPT(cfg).blocks[0].attn, 4
+    q, k, v = (draw(2, n_new, 2, 4, seed=seed + i) for i in range(3))
+    past = (draw(2, before, 2, 4, seed=seed + 3), draw(2, before, 2, 4, seed=seed + 4))
+    n_keys = n_new + before
+    bias = draw(1, 2, n_new, n_keys, seed=seed + 5)
+    real = data.draw(padding_masks(2, n_keys)) if padded else torch.ones(2, n_keys).bool()
+    mask = padding_mask(real, n_new, cfg.causal)
+    given_mask = mask if padded else None
+    keys, values = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+    expected = attention.write(mix_values(attention_scores(q, keys, mask, bias=bias).softmax(-1), values))
+
+    def run(**rows: Any) -> Tensor:
+        queries = q if not rows else q[torch.arange(2)[:, None], rows["finish"]]
+        return attention.mix(queries, k, v, given_mask, past=LayerCache(*past), bias=bias, **rows)
+
+    torch.testing.assert_close(run(), expected, **EXACT)
+    finish = torch.tensor([[3, 0], [1, 2]])
+    torch.testing.assert_close(run(finish=finish), expected[torch.arange(2)[:, None], finish], **EXACT)
+    attention.hook_pattern.add_hook(lambda pattern, hook: None)
+    torch.testing.assert_close(run(), expected, **EXACT)
 
 
 @given(configs(), token_batches(), st.data())

@@ -10,16 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from torch import Tensor
 
 from interp.errors import LabError
 from models import GPT, TransformerConfig, load
-from models.generation import distribution, generate, generate_tokens, keep_top_k, keep_top_p, next_token
+from models.generation import generate, generate_tokens
 from models.tokenizers import characters
 
 POSITIONS = ("learned", "rotary", "sinusoidal", "none")
-LOGITS = arrays.arrays("float64", (3, 7), elements=st.floats(-20, 20))
 
 
 def model_with(positions: str = "learned", **sizes: Any) -> GPT:
@@ -121,62 +118,6 @@ def test_the_global_random_state_is_left_alone() -> None:
     model, before = model_with(), torch.get_rng_state()
     generate(model, torch.tensor([1, 2]), 3, seed=5)
     assert torch.equal(before, torch.get_rng_state())
-
-
-@given(logits=LOGITS, k=st.integers(1, 9))
-def test_top_k_keeps_the_k_highest_in_proportion(logits: Any, k: int) -> None:
-    rows = torch.as_tensor(logits)
-    full, kept = rows.softmax(-1), distribution(rows, top_k=k)
-    least = rows.sort(-1, descending=True).values[:, min(k, 7) - 1][:, None]
-    assert torch.equal(kept > 0, rows >= least)  # equals at the border all stay
-    assert_in_proportion(full, kept)
-
-
-@given(logits=LOGITS, p=st.floats(0.01, 0.99))
-def test_top_p_keeps_the_fewest_tokens_that_reach_p_in_proportion(logits: Any, p: float) -> None:
-    rows = torch.as_tensor(logits)
-    full, kept = rows.softmax(-1), distribution(rows, top_p=p)
-    for row, row_kept in zip(full, kept, strict=True):
-        chosen, others = row[row_kept > 0], row[row_kept == 0]
-        # Sums of seven float64 terms: the border is sharp to about 1e-15.
-        assert chosen.sum() >= p - 1e-12
-        assert chosen.sum() - chosen.min() < p + 1e-12
-        assert len(others) == 0 or others.max() <= chosen.min() + 1e-15
-    assert_in_proportion(full, kept)
-
-
-def assert_in_proportion(full: Tensor, kept: Tensor) -> None:
-    """What stays is a distribution, each token as likely as before relative to the others."""
-    expected = torch.where(kept > 0, full, 0.0)
-    torch.testing.assert_close(kept, expected / expected.sum(-1, keepdim=True))
-
-
-@given(logits=LOGITS)
-def test_limits_that_cut_nothing_change_nothing(logits: Any) -> None:
-    rows = torch.as_tensor(logits)
-    assert torch.equal(keep_top_k(rows, 7), rows)
-    assert torch.equal(keep_top_p(rows, 1.0), rows)
-    assert torch.equal(distribution(rows), (rows - rows.amax(-1, keepdim=True)).softmax(-1))
-
-
-@given(logits=LOGITS, temperature=st.floats(1e-30, 1e-4))
-def test_a_temperature_near_zero_is_greedy(logits: Any, temperature: float) -> None:
-    rows = torch.as_tensor(logits)
-    top = rows.topk(2, -1).values
-    clear = top[:, 0] - top[:, 1] > 1e-2  # e^(-0.01 / 1e-4) is 4e-44
-    cold = distribution(rows, temperature)
-    assert torch.isfinite(cold).all()
-    assert torch.equal(cold.argmax(-1)[clear], next_token(rows, 0)[clear])
-    assert (cold.amax(-1)[clear] > 1 - 1e-9).all()
-
-
-def test_draws_follow_the_distribution() -> None:
-    """20,000 draws: each frequency has a standard deviation of at most 0.0035; 0.02 is more than five of them."""
-    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
-    source = torch.Generator().manual_seed(0)
-    drawn = next_token(logits.expand(20_000, 4), 0.7, source=source)
-    frequencies = torch.bincount(drawn, minlength=4) / 20_000
-    torch.testing.assert_close(frequencies, distribution(logits, 0.7)[0], atol=0.02, rtol=0)
 
 
 def test_a_hook_acts_on_every_token_that_is_written() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import LabError
-from models.tokenizers import END, PAD, NoTokenizerError, Tokenizer, characters, train_bpe
+from models.tokenizers import END, PAD, NoTokenizerError, Tokenizer, characters, characters_of, train_bpe
 
 TEXTS = ["the war lasted from the year 1732 to the year 1745."] * 4
 
@@ -44,9 +45,35 @@ def test_characters_are_numbered_in_the_order_of_the_alphabet_with_the_end_last(
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (3, 3, 4)
 
 
-def test_a_character_outside_the_alphabet_is_refused() -> None:
-    with pytest.raises(LabError, match="cannot encode 'aq'"):
-        characters("abc").encode("aq")
+@given(
+    before=st.text(alphabet="ab \n<|"), lacking=st.characters().filter(lambda c: c not in "ab \n<|"), after=st.text()
+)
+def test_the_first_character_that_an_alphabet_lacks_is_named_with_its_place(
+    before: str, lacking: str, after: str
+) -> None:
+    tokenizer = characters("ab \n<|")
+    line, column = before.count("\n") + 1, len(before.split("\n")[-1]) + 1
+    place = f"line {line}, column {column} of the text (offset {len(before)})"
+    with pytest.raises(LabError, match=re.escape(f"cannot encode {lacking!r} (U+{ord(lacking):04X}), {place}")):
+        tokenizer.encode(before + lacking + after)
+
+
+def test_a_special_token_is_spelled_without_its_characters() -> None:
+    with pytest.raises(LabError, match=r"cannot encode 'd' .*offset 14"):
+        characters("abc").encode(f"a{END}d{END}")
+
+
+def test_a_vocabulary_that_would_leave_a_character_out_refuses_it(shared_data: Path) -> None:
+    """The library gives such a character no token, so the text would silently become another."""
+    with pytest.raises(LabError, match=r"cannot encode 'B' \(U\+0042\), line 1, column 3"):
+        Tokenizer.from_dir(shared_data / "makemore-names").encode("abB")
+
+
+def test_the_characters_of_a_text_are_its_alphabet() -> None:
+    tokenizer = characters_of("to be\nor not")
+    assert tokenizer.strings(range(len(tokenizer) - 1)) == list("\n benort")
+    with pytest.raises(LabError, match="no characters"):
+        characters_of("")
 
 
 @pytest.mark.parametrize("alphabet", ["", "aba"])

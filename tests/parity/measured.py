@@ -9,10 +9,18 @@ float16: the mean distance of the logits from float64's, ours divided by transfo
 
 from __future__ import annotations
 
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from interp.stream_points import stream_names
+from models import load
+from tests.parity import encoder_models
 from tests.parity.family_models import MAKERS
 from tests.parity.test_families import HALVES, SEEDS, half_errors, made, prompts, their_run
 from tests.parity.test_huggingface import explicit, fused, loaded
@@ -50,12 +58,57 @@ def row(family: str) -> str:
     return f"| {family} | {errors} | {' | '.join(f'{distance(family, dtype):.3f}' for dtype in HALVES)} |"
 
 
+@torch.no_grad()
+def encoder_row(family: str) -> str:
+    """The same of a family of encoders (`tests.parity.encoder_models`), whose streams are those after their norms."""
+    cells = []
+    for dtype in (torch.float64, torch.float32):
+        found = []
+        for seed, attention in product(SEEDS, (fused_encoder, explicit_encoder)):
+            tokens, (reference, model) = encoder_models.drawn(seed), encoder_pair(family, seed, dtype)
+            theirs = reference(input_ids=tokens, output_hidden_states=True)
+            found += map(error, attention(model, tokens), [theirs.logits, *theirs.hidden_states])
+        cells.append(f"{max(found):.1e}")
+    for dtype in HALVES:
+        ours, theirs = zip(*(encoder_distances(family, seed, dtype) for seed in SEEDS), strict=True)
+        cells.append(f"{sum(ours) / sum(theirs):.3f}")
+    return f"| {family} | {' | '.join(cells)} |"
+
+
+def encoder_pair(family: str, seed: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """transformers' model and ours, of the same folder."""
+    with TemporaryDirectory() as folder:
+        return encoder_models.saved(family, seed, Path(folder), dtype), load(folder)
+
+
+def encoder_distances(family: str, seed: int, dtype: torch.dtype) -> tuple[float, float]:
+    """The mean distance of our logits from those in float64, and of transformers'; weights are those of 16 bits."""
+    tokens, (reference, model) = encoder_models.drawn(seed), encoder_pair(family, seed, dtype)
+    ours, theirs = model(tokens).double(), reference(input_ids=tokens).logits.double()
+    exact = model.double()(tokens)
+    return float((ours - exact).abs().mean()), float((theirs - exact).abs().mean())
+
+
+def fused_encoder(model: Any, tokens: Tensor) -> list[Tensor]:
+    """Logits, and the stream before the first block and after each."""
+    logits, cache = model.run_with_cache(tokens, names_filter=stream_names(model.cfg))
+    return [logits, *(cache[name] for name in stream_names(model.cfg))]
+
+
+def explicit_encoder(model: Any, tokens: Tensor) -> list[Tensor]:
+    """The same by the softmax step by step."""
+    with model.hooks([(f"blocks.{n}.attn.hook_pattern", lambda p, hook: None) for n in range(model.cfg.n_layers)]):
+        return fused_encoder(model, tokens)
+
+
 def main() -> None:
     transformers_logging.disable_progress_bar()
     print("| family | float64 | float32 | bfloat16 | float16 |")
     print("|---|---|---|---|---|")
     for family in MAKERS:
         print(row(family), flush=True)
+    for family in encoder_models.MAKERS:
+        print(encoder_row(family), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,18 @@ from analyses.patching import patching_plan
 from interp import Site
 from interp.contract import ResumableModel
 from interp.errors import LabError
+from interp.sampling import Sampling
 from interp.shares import gain_of
 from models.bridge import Bridge
 from tests.pairs import random_pairs
 from tests.parity.bridge_models import KINDS, VOCAB, Pair, both, saved
 from tests.parity.test_bridge_circuits import CIRCUIT_ANALYSES
+from tests.parity.test_bridge_embeddings import EMBEDDING_ANALYSES
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "mlp_post")
 PROMPTS = random_pairs(3, lengths=(5, 4), side="left", d_vocab=VOCAB)
 TOKENS = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(4))
+WAYS = [Sampling(0), Sampling(2), Sampling(top_k=3), Sampling(top_p=0.5)]
 RECEIVERS = ["logits", *(Site(kind, 1) for kind in ("q", "k", "v", "mlp_in")), (Site("q", 0), Site("v", 1))]
 
 
@@ -96,6 +99,14 @@ RUNS: dict[str, tuple[list[Callable[[Any], Any]], tuple[str, ...]]] = {
     "source_attribution": ([lambda model: analyses.source_attribution(model, PROMPTS)], ("values",)),
     "head_scores": ([lambda model: analyses.head_scores(model, n=4)], ("previous", "duplicate", "induction")),
     "attention_patterns": ([lambda model: analyses.attention_patterns(model, TOKENS)], ("values",)),
+    "sampling_effects": (
+        [lambda model: analyses.sampling_effects(model, TOKENS, WAYS, n=2, max_new_tokens=4)],
+        ("tokens", "entropy", "log_prob", "distinct"),
+    ),
+    "context_losses": (
+        [lambda model, sinks=s: analyses.context_losses(model, PROMPTS.clean[:1], [2, 3], sinks=sinks) for s in (0, 1)],
+        ("values",),
+    ),
 }
 OF_THE_LOGITS = ("component_lens", "head_attribution", "neuron_attribution", "source_attribution")
 
@@ -113,7 +124,10 @@ BESIDE: dict[str, Callable[[Any, Any], Any]] = {
 
 def test_every_analysis_is_held_to_the_bridge() -> None:
     below, of_logits_alone = {"compare", "write_report"}, {"modular_spectrum"}
-    missing = set(analyses.__all__) - set(RUNS) - set(BESIDE) - CIRCUIT_ANALYSES - below - of_logits_alone
+    elsewhere = CIRCUIT_ANALYSES | EMBEDDING_ANALYSES
+    of_encoder_decoders = {"accuracy_by_length", "cross_attention_patterns"}  # which the bridge does not hold
+    held = set(RUNS) | set(BESIDE) | elsewhere | below | of_logits_alone
+    missing = set(analyses.__all__) - held - of_encoder_decoders
     assert not missing, f"give {missing} a run here"
 
 

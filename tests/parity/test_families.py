@@ -158,4 +158,5 @@ def test_one_token_at_a_time_gives_the_logits_of_the_whole_prompt(family: str) -
 
 def test_every_family_is_tested() -> None:
     makers = {MAKERS[name](0).model_type for name in MAKERS}
-    assert {family.model_types[0] for family in FAMILIES} <= makers
+    decoders = [family for family in FAMILIES if family.kind == "gpt"]  # of others: test_encoder_decoder
+    assert {family.model_types[0] for family in decoders} <= makers
