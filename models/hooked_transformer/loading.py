@@ -50,7 +50,7 @@ def fetched(
     else:
         model = _of_transformers(hf_model, name, device, dtype)
     if not isinstance(model, GPT):
-        raise LabError(f"{name!r} is a {type(model).__name__}, expected a decoder alone.  Try models.load, which has it.")
+        raise LabError(f"{name!r} is a {type(model).__name__}, expected a decoder alone (GPT).  Try models.load.")
     if first_n_layers is not None:
         _keep_layers(model, first_n_layers)
     if n_ctx is not None:
