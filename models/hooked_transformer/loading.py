@@ -36,7 +36,8 @@ def fetched(
     version: a revision, or a number of training steps.
 
     Raises:
-        LabError: as `models.load`; arguments that the lab does nothing of; more layers or positions than there are.
+        LabError: as `models.load`; arguments that the lab does nothing of; more layers or positions than there are; an
+            architecture that HookedTransformer does not have.
     """
     asked = {key: value for key, value in others.items() if key not in _WITHOUT_EFFECT and value not in (None, False)}
     if asked.pop("n_devices", 1) != 1 or asked:
@@ -48,6 +49,8 @@ def fetched(
         model = load(name, device=device, dtype=dtype, revision=_revision(name, version))
     else:
         model = _of_transformers(hf_model, name, device, dtype)
+    if not isinstance(model, GPT):
+        raise LabError(f"{name!r} is a {type(model).__name__}, expected a decoder alone (GPT).  Try models.load.")
     if first_n_layers is not None:
         _keep_layers(model, first_n_layers)
     if n_ctx is not None:

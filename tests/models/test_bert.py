@@ -15,7 +15,7 @@ from torch import Tensor
 from analyses import activation_patching, compare, head_attribution, head_scores, logit_lens, path_patching
 from interp import LabError, PromptPairs, metrics, sweep
 from interp.contract import HookedModel, ResumableModel
-from models import BERT, BertConfig, load
+from models import BERT, BertConfig, HookedTransformer, load
 from models.batches import UNCOUNTED, Batch
 from models.masking import MaskedBatches, Masking
 from models.tokenizers import Tokenizer
@@ -242,3 +242,8 @@ class TestMasking:
         masking, special = Masking.of(self.tokenizer), torch.tensor([[2, 3]])
         with pytest.raises(LabError, match="row 0 of a batch has no token that can be hidden"):
             masking.hide(Batch(special), torch.Generator())
+
+
+def test_it_is_no_hooked_transformer() -> None:
+    with pytest.raises(LabError, match="'twice-told' is a BERT, expected a decoder alone"):
+        HookedTransformer.from_pretrained("twice-told")

@@ -171,6 +171,35 @@ def test_the_loss_is_the_mean_surprise_of_the_targets_tokens(
     torch.testing.assert_close(model(source, target, return_type="loss"), surprise.mean(), **EXACT)
 
 
+BLOCK = (
+    *("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"),
+    *("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"),
+    *(f"{norm}.{point}" for norm in ("ln1", "ln2") for point in ("hook_scale", "hook_normalized")),
+    *("mlp.hook_pre", "mlp.hook_post"),
+)
+ATTENTION = ("hook_q", "hook_k", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
+CROSS = (
+    *("hook_cross_attn_in", "hook_cross_attn_out", "hook_resid_mid_cross", "ln3.hook_scale", "ln3.hook_normalized"),
+    *(f"cross_attn.{point}" for point in ATTENTION),
+)
+
+
+def test_hook_points_have_the_names_of_hooked_encoder_decoder() -> None:
+    """All points of transformer-lens 3.9's T5 but `rel_pos_hook`, which nothing passes there."""
+    names = {"hook_embed", "unembed.hook_in", "unembed.hook_out"}
+    for side in ("encoder", "decoder"):
+        points = (*BLOCK, *(f"attn.{point}" for point in ATTENTION), *(CROSS if side == "decoder" else ()))
+        names |= {f"{side}.0.{point}" for point in points}
+        names |= {f"{side}_final_ln.hook_scale", f"{side}_final_ln.hook_normalized"}
+    relative = {"positional_embedding_type": "none", "relative_attention_num_buckets": 8}
+    own = set(EncoderDecoder(small(normalization_type="RMS", **relative)).hook_dict) - names
+    assert names <= set(EncoderDecoder(small(normalization_type="RMS", **relative)).hook_dict)
+    assert own == {
+        "hook_decoder_embed",
+        *(f"{side}_positions.rel_pos_bias.hook_bias" for side in ("encoder", "decoder")),
+    }
+
+
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 

@@ -126,7 +126,8 @@ def test_every_analysis_is_held_to_the_bridge() -> None:
     below, of_logits_alone = {"compare", "write_report"}, {"modular_spectrum"}
     elsewhere = CIRCUIT_ANALYSES | EMBEDDING_ANALYSES
     of_encoder_decoders = {"accuracy_by_length", "cross_attention_patterns"}  # which the bridge does not hold
-    held = set(RUNS) | set(BESIDE) | elsewhere | below | of_logits_alone
+    of_losses_alone = {"scaling_law"}  # which takes no model
+    held = set(RUNS) | set(BESIDE) | elsewhere | below | of_logits_alone | of_losses_alone
     missing = set(analyses.__all__) - held - of_encoder_decoders
     assert not missing, f"give {missing} a run here"
 
