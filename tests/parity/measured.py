@@ -16,14 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import logging as transformers_logging
 
 from interp.stream_points import stream_names
 from models import load
 from tests.parity import encoder_models
+from tests.parity import test_encoder_decoder as translators
 from tests.parity.family_models import MAKERS
 from tests.parity.test_families import HALVES, SEEDS, half_errors, made, prompts, their_run
 from tests.parity.test_huggingface import explicit, fused, loaded
+
+TRANSLATORS = {"t5": translators.t5, "t5 v1.1": translators.t5_v1_1, "bart": translators.bart}
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -101,6 +105,42 @@ def explicit_encoder(model: Any, tokens: Tensor) -> list[Tensor]:
         return fused_encoder(model, tokens)
 
 
+@torch.no_grad()
+def translator_row(family: str) -> str:
+    """The same of encoder-decoders, with the streams of both sides (`tests.parity.test_encoder_decoder`)."""
+    cells = []
+    for dtype in (torch.float64, torch.float32):
+        found = []
+        for seed in SEEDS:
+            theirs, inputs = translators.made(TRANSLATORS[family](seed), seed, dtype), translators.prompts(seed)
+            ours, values = translators.loaded(theirs), translators.their_run(theirs, *inputs)
+            for attention in (translators.fused, translators.explicit):
+                found += map(error, attention(ours, *inputs), values)
+        cells.append(f"{max(found):.1e}")
+    for dtype in HALVES:
+        ours, theirs = zip(*(translator_distances(family, seed, dtype) for seed in SEEDS), strict=True)
+        cells.append(f"{sum(ours) / sum(theirs):.3f}")
+    return f"| {family} | {' | '.join(cells)} |"
+
+
+def translator_distances(family: str, seed: int, dtype: torch.dtype) -> tuple[float, float]:
+    """As `encoder_distances`, from transformers in float64."""
+    exact, (source, target) = (
+        translators.made(TRANSLATORS[family](seed), seed, torch.float64),
+        translators.prompts(seed),
+    )
+    for parameter in exact.parameters():
+        parameter.copy_(parameter.to(dtype))
+    reference = translators.their_run(exact, source, target)[0]
+    with TemporaryDirectory() as folder:
+        exact.save_pretrained(folder)
+        theirs = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval()
+        ours = load(folder, dtype=dtype)
+    logits = ours(source, target), theirs(source, decoder_input_ids=target, use_cache=False).logits
+    distances = [float((each.double() - reference).abs().mean()) for each in logits]
+    return distances[0], distances[1]
+
+
 def main() -> None:
     transformers_logging.disable_progress_bar()
     print("| family | float64 | float32 | bfloat16 | float16 |")
@@ -109,6 +149,8 @@ def main() -> None:
         print(row(family), flush=True)
     for family in encoder_models.MAKERS:
         print(encoder_row(family), flush=True)
+    for family in TRANSLATORS:
+        print(translator_row(family), flush=True)
 
 
 if __name__ == "__main__":
