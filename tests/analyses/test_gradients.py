@@ -27,7 +27,7 @@ from interp.sites import KINDS, Site
 from models import GPT, TransformerConfig, load
 from tests.checkpoints import FAMILIES, VOCAB, saved
 from tests.pairs import pairs, random_pairs
-from tests.strategies import ADDITIVE, models, random_model
+from tests.strategies import models, random_model
 
 EXACT = 1e-9
 STEP = 1e-4
@@ -58,7 +58,12 @@ PRESENT = [
     for kind in KINDS
     if KINDS[kind].per_layer and Site(kind, 0).hook_name in model.hook_dict
 ]
-ONE_LAYER: dict[str, Any] = {"n_layers": 1, "attn_only": True, "normalization_type": None, **ADDITIVE}
+ONE_LAYER: dict[str, Any] = {
+    "n_layers": 1,
+    "attn_only": True,
+    "normalization_type": None,
+    "output_logits_soft_cap": None,
+}
 DOT_PRODUCTS: dict[str, Any] = {"attn_scale": None, "attn_scores_soft_cap": None, "qk_norm": None}
 LINEAR_SITES = st.sampled_from(["v", "pattern", "z", "result", "attn_out", "resid_post"])
 SETTINGS = st.sampled_from([{"direction": "denoise"}, {"direction": "noise", "normalize": False}])
