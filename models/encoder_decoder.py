@@ -10,8 +10,6 @@ look at one side at a time, through `decoder_given(source)` and `encoder_given(t
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 
 from interp.errors import LabError, UnknownHookError
 from interp.hook_point import HookPoint
-from interp.hooks import HookedModule
 from interp.kv_cache import KeyValueCache
 from interp.shares import sides_of
 from models.attention import padding_mask
@@ -33,6 +30,7 @@ from models.encoder_decoder_parts import Positions, ScaledUnembed
 from models.encoder_decoder_text import Mask, Source, SourceAndTargetText, SourceMask, Target
 from models.initialisation import initialise
 from models.inputs import check_ids
+from models.lab_model import LabModel
 from models.loss import LogitsAndLoss, next_token_loss
 from models.norm import NoNorm, make_post_norm
 from models.tokenizers import Tokenizer
@@ -66,14 +64,12 @@ class DecoderCache:
         self.target, self.source = KeyValueCache(), KeyValueCache()
 
 
-class EncoderDecoder(SourceAndTargetText, HookedModule):
+class EncoderDecoder(SourceAndTargetText, LabModel):
     """source tokens -> encoder -> memory; target tokens, memory -> decoder -> logits, with a hook point on every step.
 
     cfg, tokenizer, device, dtype: as for `models.gpt.GPT`; sources and targets share the vocabulary and its vectors.
     There is no dropout. revision: the version of loaded weights, when it is known.
     """
-
-    revision: str | None = None
 
     def __init__(
         self,
@@ -245,31 +241,6 @@ class EncoderDecoder(SourceAndTargetText, HookedModule):
         from models.encoder_decoder_views import EncoderGiven
 
         return EncoderGiven(self, target)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
-
-        Raises:
-            LabError: the directory cannot be written to, or holds another model.
-        """
-        from models.pretrained.native import save
-
-        return save(self, directory)
-
-    @property
-    def cfg(self) -> EncoderDecoderConfig:
-        """The config, with the current device and dtype."""
-        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
-            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
-        return self._cfg
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed.W_E.dtype
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:

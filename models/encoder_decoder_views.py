@@ -21,12 +21,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from einops import repeat
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
 from interp.hooks import HookedModule, NamedHook
+from models.answered import at_last
 from models.config import TransformerConfig
 from models.encoder_decoder_text import Mask, Source, SourceMask, Target
 from models.loss import LogitsAndLoss, next_token_loss
@@ -267,16 +268,6 @@ class _Undefined:
 
     def __call__(self, x: Tensor) -> Tensor:
         raise LabError(self._why)
-
-
-def at_last(
-    logits: Float[Tensor, "batch 1 d_vocab"], tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"] | None
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits at each row's last real position, NaN at the others."""
-    positions = torch.arange(tokens.shape[1], device=logits.device)
-    last = positions[-1:] if mask is None else (positions * mask).amax(1, keepdim=True)
-    here = rearrange((positions == last).expand(tokens.shape), "batch pos -> batch pos 1")
-    return torch.where(here, logits, torch.nan)
 
 
 def _shown(model: EncoderDecoder, ids: Int[Tensor, "pos"]) -> str:

@@ -13,8 +13,6 @@ tells the two models apart.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +22,9 @@ from torch import Tensor, nn
 
 from interp.errors import LabError
 from interp.hook_point import HookPoint
-from interp.hooks import HookedModule
 from interp.step_hooks import Steps
 from models.inputs import check_ids, mask_input
+from models.lab_model import LabModel
 from models.loss import LogitsAndLoss, next_token_loss
 from models.rnn_attention import AdditiveAttention
 from models.rnn_cells import Recurrent, State
@@ -75,7 +73,7 @@ class Decoder(Recurrent):
         return self.unembed(hidden), state
 
 
-class RNNEncoderDecoder(HookedModule):
+class RNNEncoderDecoder(LabModel):
     """source -> encoder's states -> decoder -> logits of the next target token, every state on a hook point.
 
     Hook points: `encoder.hook_embed` and `decoder.hook_embed` [batch pos d_model]; `encoder.hook_hidden` and
@@ -89,8 +87,6 @@ class RNNEncoderDecoder(HookedModule):
     There is no dropout; a new model is in evaluation mode. It takes ids; a tokenizer, if there is one, is only saved
     with it. revision: the version of loaded weights, when it is known.
     """
-
-    revision: str | None = None
 
     def __init__(
         self,
@@ -212,28 +208,11 @@ class RNNEncoderDecoder(HookedModule):
         """
         return EncoderGivenTarget(self, target)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write config.json, model.safetensors and the tokenizer; `load(directory)` gives the same model back.
-
-        Raises:
-            LabError: the directory cannot be written to, or holds another model.
-        """
-        from models.pretrained.native import save
-
-        return save(self, directory)
-
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             raise not_defined(name, type(self).__name__) from None
-
-    @property
-    def cfg(self) -> RNNConfig:
-        """The config, with the current device and dtype."""
-        if (self._cfg.device, self._cfg.dtype) != (self.device, self.dtype):
-            self._cfg = replace(self._cfg, device=self.device, dtype=self.dtype)
-        return self._cfg
 
     @property
     def device(self) -> torch.device:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import LabError
 from interp.hook_point import HookPoint
+from models.answered import at_last
 from models.rnn_config import not_defined
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class EncoderGivenTarget:
         """Raises:
         LabError: as the model's forward.
         """
-        return _answered(self.model(*self._arguments(input), attention_mask=attention_mask), input, attention_mask)
+        return at_last(
+            self.model(*self._arguments(input), attention_mask=attention_mask)[:, -1:], input, attention_mask
+        )
 
     def run_with_hooks(
         self,
@@ -79,7 +82,7 @@ class EncoderGivenTarget:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """As `interp.hooks.HookedModule.run_with_hooks`."""
         logits = self.model.run_with_hooks(*self._arguments(input), attention_mask=attention_mask, **hooks)
-        return _answered(logits, input, attention_mask)
+        return at_last(logits[:, -1:], input, attention_mask)
 
     def run_with_cache(
         self,
@@ -90,7 +93,7 @@ class EncoderGivenTarget:
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
         """As `interp.hooks.HookedModule.run_with_cache`."""
         logits, cache = self.model.run_with_cache(*self._arguments(input), attention_mask=attention_mask, **settings)
-        return _answered(logits, input, attention_mask), cache
+        return at_last(logits[:, -1:], input, attention_mask), cache
 
     def to_str_tokens(self, input: Int[Tensor, "pos"], prepend_bos: bool | None = None) -> list[str]:
         """The ids as text; the model knows no other."""
@@ -121,15 +124,3 @@ class EncoderGivenTarget:
 
     def __getattr__(self, name: str) -> Any:
         raise not_defined(name, type(self).__name__)
-
-
-def _answered(
-    logits: Float[Tensor, "batch target_pos d_vocab"],
-    input: Int[Tensor, "batch pos"],
-    mask: Bool[Tensor, "batch pos"] | None,
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits after the target, at each source's last real position."""
-    positions = torch.arange(input.shape[1], device=logits.device)
-    last = positions[-1] if mask is None else (positions * mask.to(logits.device)).amax(1, keepdim=True)
-    answered = rearrange((positions == last).expand(input.shape), "batch pos -> batch pos 1")
-    return torch.where(answered, logits[:, -1:], torch.nan)
