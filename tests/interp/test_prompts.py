@@ -109,7 +109,7 @@ def test_to_moves_every_tensor() -> None:
         (("", "", "d", "e"), ["empty"]),
         (("abcdefgh", "abcdefgi", "d", "e"), ["9 tokens", "context is 8"]),
         (("ab", "ac", "d", "d"), ["both a right and a wrong answer"]),
-        (("aX", "ac", "d", "e"), ["cannot encode 'aX'"]),
+        (("aX", "ac", "d", "e"), ["cannot encode 'X'", "column 2"]),
         ((["ab", "ac"], ["ab"], ["d"], ["e"]), ["2 clean and 1 corrupted"]),
         (("ab", "ac", [[12]], ["e"]), ["right has token id 12", "0 to 11"]),
     ],
