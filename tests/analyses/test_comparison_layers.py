@@ -80,7 +80,8 @@ def test_every_cell_is_the_cka_of_the_two_streams(a: GPT, b: GPT, tokens: Tensor
     caches = [model.run_with_cache(tokens)[1] for model in (a, b)]
 
     def stream(model: int, row: int) -> Tensor:
-        name = "blocks.0.hook_resid_pre" if row == 0 else f"blocks.{row - 1}.hook_resid_post"
+        after = "normalized_resid_post" if (a, b)[model].cfg.norm_places == "stream" else "resid_post"
+        name = "blocks.0.hook_resid_pre" if row == 0 else f"blocks.{row - 1}.hook_{after}"
         return torch.stack([caches[model][name].detach()[place] for place in places])
 
     for i in range(a.cfg.n_layers + 1):

@@ -21,7 +21,7 @@ from interp.graph import Graph
 from models import GPT, TransformerConfig, load
 from tests.hooked_edges import Hooked, only
 from tests.pairs import pairs, random_pairs
-from tests.strategies import halve_matrices, models, random_model
+from tests.strategies import SUMMED, halve_matrices, models, random_model
 
 TOLERANCE = 1e-9
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
@@ -138,7 +138,7 @@ def assert_same(found: np.ndarray, expected: Any) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")  # for speed; other tests check annotations
-@given(models(), pairs(max_pos=4, max_prompts=2), st.sampled_from(["noise", "denoise"]))
+@given(models(**SUMMED), pairs(max_pos=4, max_prompts=2), st.sampled_from(["noise", "denoise"]))
 def test_relevance_is_the_derivative_with_parts_held_constant(model: GPT, runs: PromptPairs, direction: str) -> None:
     """On any architecture, padding on either side."""
     halve_matrices(model)
@@ -149,7 +149,7 @@ def test_relevance_is_the_derivative_with_parts_held_constant(model: GPT, runs: 
 
 @pytest.mark.usefixtures("unchecked")
 @settings(max_examples=6)
-@given(models(n_layers=2, d_mlp=3, attn_only=False), st.integers(0, 99), st.booleans())
+@given(models(n_layers=2, d_mlp=3, attn_only=False, **SUMMED), st.integers(0, 99), st.booleans())
 def test_relevance_at_one_position_or_of_one_neuron_is_that_too(model: GPT, seed: int, neurons: bool) -> None:
     runs = random_pairs(seed, (3, 3))
     graph = Graph.of(model, neurons=neurons, n_pos=3)
@@ -163,7 +163,7 @@ PLAIN: dict[str, Any] = {"attn_scale": None, "attn_scores_soft_cap": None, "qk_n
 
 @pytest.mark.usefixtures("unchecked")
 @settings(max_examples=12)
-@given(models(**PLAIN), pairs(max_pos=4, max_prompts=2), st.booleans())
+@given(models(**PLAIN, **SUMMED), pairs(max_pos=4, max_prompts=2), st.booleans())
 def test_edges_into_queries_and_keys_have_the_pattern_that_they_give_times_its_slope(
     model: GPT, runs: PromptPairs, by_position: bool
 ) -> None:

@@ -16,7 +16,7 @@ from interp import LabError
 from interp.circuit import Circuit
 from interp.graph import Graph
 from models import GPT, TransformerConfig
-from tests.strategies import SEEDS, models, random_model
+from tests.strategies import SEEDS, SUMMED, models, random_model
 
 SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 4, "d_vocab": 11, "n_ctx": 10}
 GRAPH = Graph(n_layers=2, n_heads=2, n_kv_heads=2)
@@ -27,7 +27,7 @@ def test_gpt2_small_has_32491_edges() -> None:
     assert len(Graph(n_layers=12, n_heads=12, n_kv_heads=12)) == 32491
 
 
-@given(models())
+@given(models(**SUMMED))
 def test_there_is_an_edge_from_each_component_to_each_later_one(model: GPT) -> None:
     """Sequential and parallel blocks, with and without MLPs, shared keys: told plainly, in the order of the forward."""
     cfg, expected = model.cfg, []

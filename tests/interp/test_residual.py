@@ -204,7 +204,7 @@ class TestNorm:
             model.ln_final(cache["resid_post", -1]) - getattr(model.ln_final, "b", 0.0),
         )
 
-    @given(models(), token_batches())
+    @given(models(**ADDITIVE), token_batches())
     def test_batch_slice_takes_prompts_of_stack_and_scale(self, model: GPT, tokens: Tensor) -> None:
         _, cache = cached(model, tokens)
         parts = cache.decompose_resid()

@@ -60,7 +60,7 @@ class TestToTokens:
             (["ab", ""], {"prepend_bos": False}, "an empty text gives no tokens"),
             ([], {}, "an empty list of texts"),
             ("ab", {"padding_side": "middle"}, "padding_side='middle'; expected 'left' or 'right'"),
-            ("xyz", {}, "cannot encode 'xyz'"),
+            ("xyz", {}, "cannot encode 'x'"),
         ],
     )
     def test_what_gives_no_tokens_is_refused(self, texts: str | list[str], options: dict, message: str) -> None:
