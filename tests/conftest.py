@@ -28,8 +28,9 @@ settings.register_profile("local", **_COMMON)
 settings.register_profile("ci", **_COMMON, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and so do the notebooks and commands that they start
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
