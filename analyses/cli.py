@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.command_line.commands import COMMANDS
-from analyses.command_line.kinds import Device, OutputFile
-from analyses.command_line.options import (
+from analyses.command_line.choices import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
     Loaders,
@@ -26,9 +24,13 @@ from analyses.command_line.options import (
     OnePrompt,
     Output,
     Pairs,
+    misuse,
+)
+from analyses.command_line.commands import COMMANDS
+from analyses.command_line.kinds import Device, OutputFile
+from analyses.command_line.options import (
     json_option,
     metric_option,
-    misuse,
     model_options,
     native_model_options,
     output_options,

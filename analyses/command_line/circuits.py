@@ -7,20 +7,9 @@ from pathlib import Path
 
 import click
 
+from analyses.command_line.choices import RESULT_FILES, ModelChoice, Output, Pairs, misuse, with_task
 from analyses.command_line.kinds import FILL, Bytes, Name
-from analyses.command_line.options import (
-    RESULT_FILES,
-    ModelChoice,
-    Output,
-    Pairs,
-    metric_option,
-    misuse,
-    model_options,
-    output_options,
-    pairs_options,
-    top_option,
-    with_task,
-)
+from analyses.command_line.options import metric_option, model_options, output_options, pairs_options, top_option
 
 
 def _methods() -> list[str]:

@@ -8,25 +8,27 @@ from pathlib import Path
 
 import click
 
-from analyses.command_line.circuits import circuit
-from analyses.command_line.comparing import compare
-from analyses.command_line.embedding import embeddings
-from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
-from analyses.command_line.options import (
+from analyses.command_line.choices import (
     RESULT_FILES,
     ModelChoice,
     OnePrompt,
     Output,
     Pairs,
     axis_names,
-    metric_option,
     misuse,
+    with_task,
+)
+from analyses.command_line.circuits import circuit
+from analyses.command_line.comparing import compare
+from analyses.command_line.embedding import embeddings
+from analyses.command_line.kinds import ABLATED, DIRECTION, FILL, SITE, TASK, Bytes, Name, OutputFile, Positions
+from analyses.command_line.options import (
+    metric_option,
     model_options,
     output_options,
     pairs_options,
     prompt_options,
     top_option,
-    with_task,
 )
 from analyses.command_line.steering import steer
 from analyses.command_line.tracing import trace

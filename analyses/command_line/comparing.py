@@ -6,17 +6,9 @@ from dataclasses import replace
 
 import click
 
+from analyses.command_line.choices import RESULT_FILES, ModelChoice, Output, misuse, with_task
 from analyses.command_line.kinds import BACKEND
-from analyses.command_line.options import (
-    RESULT_FILES,
-    ModelChoice,
-    Output,
-    compared_model_options,
-    misuse,
-    output_options,
-    top_option,
-    with_task,
-)
+from analyses.command_line.options import compared_model_options, output_options, top_option
 from analyses.command_line.text_options import SomeTexts, texts_options
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import click
 
-from analyses.command_line.options import (
+from analyses.command_line.choices import (
     RESULT_FILES,
     ModelChoice,
     Output,
     check_not_empty,
     check_text,
     misuse,
-    model_options,
-    output_options,
     token_ids,
-    top_option,
 )
+from analyses.command_line.options import model_options, output_options, top_option
 
 
 @click.command()

@@ -6,18 +6,8 @@ from typing import Any
 
 import click
 
-from analyses.command_line.options import (
-    ModelChoice,
-    OnePrompt,
-    Output,
-    check_not_empty,
-    check_text,
-    misuse,
-    native_model_options,
-    output_options,
-    prompt_options,
-    token_ids,
-)
+from analyses.command_line.choices import ModelChoice, OnePrompt, Output, check_not_empty, check_text, misuse, token_ids
+from analyses.command_line.options import native_model_options, output_options, prompt_options
 
 
 @click.command()

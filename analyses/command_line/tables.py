@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from analyses.command_line.options import Output
+from analyses.command_line.choices import Output
 from analyses.command_line.shell import note
 from interp import text
 from interp.files import write_text

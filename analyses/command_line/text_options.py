@@ -7,18 +7,8 @@ from typing import Any
 
 import click
 
-from analyses.command_line.options import (
-    DEFAULT_TASK,
-    bundle,
-    check_not_empty,
-    check_text,
-    ids_option,
-    misuse,
-    n_option,
-    seed_option,
-    task_option,
-    token_ids,
-)
+from analyses.command_line.choices import DEFAULT_TASK, check_not_empty, check_text, misuse, token_ids
+from analyses.command_line.options import bundle, ids_option, n_option, seed_option, task_option
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import click
 
+from analyses.command_line.choices import RESULT_FILES, ModelChoice, Output, Pairs, misuse, with_task
 from analyses.command_line.kinds import CORRUPTION, TRACED, Bytes, Positions
-from analyses.command_line.options import (
-    RESULT_FILES,
-    ModelChoice,
-    Output,
-    Pairs,
-    metric_option,
-    misuse,
-    model_options,
-    output_options,
-    pairs_options,
-    top_option,
-    with_task,
-)
+from analyses.command_line.options import metric_option, model_options, output_options, pairs_options, top_option
 
 
 @click.command()

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import click
 
+from analyses.command_line.choices import Output, misuse
 from analyses.command_line.kinds import Device, Name, OutputFolder
-from analyses.command_line.options import Output, bundle, json_option, misuse
+from analyses.command_line.options import bundle, json_option
 from analyses.command_line.shell import note
 
 KINDS: tuple[Literal["text", "instructions", "preferences"], ...] = ("text", "instructions", "preferences")

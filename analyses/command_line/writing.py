@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import click
 
-from analyses.command_line.options import (
-    RESULT_FILES,
-    ModelChoice,
-    OnePrompt,
-    Output,
-    model_options,
-    output_options,
-    prompt_options,
-    with_task,
-)
+from analyses.command_line.choices import RESULT_FILES, ModelChoice, OnePrompt, Output, with_task
+from analyses.command_line.options import model_options, output_options, prompt_options
 
 _TEMPERATURE = click.FloatRange(min=0)
 _TOP_P = click.FloatRange(0, 1, min_open=True)
